@@ -1,0 +1,5 @@
+"""One attack a file, each a plain function: (model, x, y, ball, *, ...) -> a record of what it met."""
+
+from .pgd import PGDTrace, pgd
+
+__all__ = ["PGDTrace", "pgd"]

@@ -1,0 +1,76 @@
+"""The record of a landscape: values on a grid whose coordinates, directions and centre can be checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..provenance import Made
+from ..types import Axis, Grid, GridLabels, GridMask, Images, Labels, PerSample
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Values at x + unit (alpha d1 + beta d2) for R values of alpha, C of beta, B samples. A line has C = 1, beta 0.
+
+    Cell [r, c] was measured at exactly (alpha[r], beta[c]); `centre_loss` is the plain loss at the unmoved point,
+    measured apart from the grid, and `centre_error` compares the two.
+    """
+
+    loss: Grid  # the loss's own unit (cross-entropy: nats)
+    margin: Grid  # logits; > 0 where the model errs
+    predicted: GridLabels  # class number
+    in_box: GridMask  # no pixel has left the pixel box: only there could an attacker's image lie
+    alpha: Axis  # along the first direction, in units of `unit` (eps)
+    beta: Axis  # along the second
+    directions: tuple[Images, ...]  # what alpha = 1, beta = 1 add to the image, in units of `unit`
+    axes: tuple[str, str]  # names of the directions
+    unit: float  # pixels that one unit of alpha means, in the ball's norm
+    labels: Labels
+    centre_loss: PerSample
+    made: Made
+
+    @property
+    def centre(self) -> tuple[int, int]:
+        """Row and column of alpha = beta = 0."""
+        return int(self.alpha.abs().argmin()), int(self.beta.abs().argmin())
+
+    @property
+    def centre_error(self) -> float:
+        """Largest difference between the grid's centre and the plain loss. Anything but rounding is a fault."""
+        return float((self.loss[self.centre] - self.centre_loss).abs().max())
+
+    @property
+    def sharpness(self) -> PerSample:
+        """Largest rise of the loss above the centre within 1 unit along either axis, in the loss's unit."""
+        near = self.loss[self.alpha.abs() <= 1 + 1e-6][:, self.beta.abs() <= 1 + 1e-6]
+        return (near - self.loss[self.centre]).flatten(0, 1).amax(0)
+
+    def __str__(self) -> str:
+        rows, columns, batch = self.loss.shape
+        return (
+            f"{batch} samples on {rows} x {columns} points, {self.axes[0]} x {self.axes[1]}, +-{self.alpha.max():g} "
+            f"eps: sharpness {self.sharpness.nanmedian():.3g} (median), centre error {self.centre_error:.1e}"
+        )
+
+    def frame(self) -> DataFrame:
+        """Tidy table, one row a cell and sample."""
+        import pandas as pd
+
+        rows, columns, batch = self.loss.shape
+        r, c, b = torch.meshgrid(torch.arange(rows), torch.arange(columns), torch.arange(batch), indexing="ij")
+        table = {
+            "alpha": self.alpha.cpu()[r],
+            "beta": self.beta.cpu()[c],
+            "sample": b,
+            "loss": self.loss,
+            "margin": self.margin,
+            "predicted": self.predicted,
+            "in_box": self.in_box,
+        }
+        return pd.DataFrame({name: values.flatten().cpu().numpy() for name, values in table.items()})

@@ -1,0 +1,232 @@
+"""Pictures of results: (result, ax) -> ax. The only room that imports matplotlib and seaborn."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from pandas import DataFrame
+from torch import Tensor
+
+from .attacks.pgd import PGDTrace
+from .entropy import Entropy
+from .landscape import Surface
+from .provenance import Made, versions
+from .stability import Stability
+from .store import write
+
+# Okabe & Ito's colours, told apart by the colour-blind; an arm keeps its colour in every figure
+COLOURS = {"SL": "#0072B2", "RL": "#D55E00", "SL-adv": "#56B4E9", "RL-adv": "#E69F00"}
+OTHERS = ("#009E73", "#CC79A7", "#000000", "#F0E442")
+
+LABELS = {
+    "loss": "cross-entropy (nats)",
+    "margin": "margin (logits; > 0 is an error)",
+    "entropy": "predictive entropy (nats)",
+    "confidence": "confidence",
+    "grad_norm": "gradient norm (nats / pixel)",
+    "on_surface": "pixels on the surface (share)",
+    "cosine": "cosine to the previous gradient",
+    "cosine_first": "cosine to the first gradient",
+    "cosine_final": "cosine to the final perturbation",
+    "sign_agreement": "sign agreement with the previous step",
+    "moved": "step after projection (L2, pixels)",
+}
+
+
+def style() -> None:
+    """The look of all figures: white, sparse, fonts embedded in PDFs as text. For notebooks; changes global settings."""
+    sns.set_theme(style="ticks", context="notebook", font_scale=0.9)
+    mpl.rcParams |= {
+        "figure.dpi": 110,
+        "savefig.dpi": 180,
+        "pdf.fonttype": 42,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titleweight": "bold",
+        "axes.titlesize": "medium",
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+    }
+
+
+def colour(name: str, among: Sequence[str] = ()) -> str:
+    """The colour of an arm; other names take the remaining colours in the order of `among`."""
+    if name in COLOURS:
+        return COLOURS[name]
+    others = [other for other in among if other not in COLOURS]
+    return OTHERS[(others.index(name) if name in others else 0) % len(OTHERS)]
+
+
+def trace(
+    result: PGDTrace | Stability, ax: Axes, *, quantity: str = "grad_norm", name: str = "", band: bool = True
+) -> Axes:
+    """A quantity along the attack: median over samples, with a band from the 10th to the 90th percentile."""
+    result = result.trace if isinstance(result, Stability) else result
+    values = getattr(result, quantity).double().cpu().numpy()
+    steps = np.arange(len(values)) + len(result.loss) - len(values)  # what belongs to a step stands where it leads
+    defined = ~np.isnan(values).all(1)
+    low, middle, high = (np.nanpercentile(values[defined], q, axis=1) for q in (10, 50, 90))
+    ax.plot(steps[defined], middle, color=colour(name), label=name or None, lw=2 if band else 1)
+    if band:
+        ax.fill_between(steps[defined], low, high, color=colour(name), alpha=0.15, lw=0)
+    ax.set(xlabel="PGD step", ylabel=LABELS.get(quantity, quantity))
+    return ax
+
+
+def local_cosine(result: Stability, ax: Axes, *, name: str = "", band: bool = True) -> Axes:
+    """Cosine between the gradient at the image and at fixed distances from it: median and 10-90% band over samples."""
+    values = result.local_cosine.double().cpu().numpy()
+    low, middle, high = (np.nanpercentile(values, q, axis=1) for q in (10, 50, 90))
+    ax.plot(result.radii, middle, color=colour(name), label=name or None, lw=2 if band else 1, marker="o", ms=4)
+    if band:
+        ax.fill_between(result.radii, low, high, color=colour(name), alpha=0.15, lw=0)
+    ax.set(xscale="log", xlabel="distance from the image (eps)", ylabel="cosine to the gradient at the image")
+    ax.set_xticks(result.radii, [f"{radius:g}" for radius in result.radii])
+    ax.minorticks_off()
+    return ax
+
+
+def history(frame: DataFrame, ax: Axes, *, quantity: str = "clean") -> Axes:
+    """A training curve per arm: mean over seeds, with a band from the lowest seed to the highest."""
+    arms = list(dict.fromkeys(frame["arm"]))
+    palette = {arm: colour(arm, arms) for arm in arms}
+    sns.lineplot(frame, x="epoch", y=quantity, hue="arm", palette=palette, errorbar=("pi", 100), ax=ax)
+    ax.set(xlabel="epoch", ylabel=quantity)
+    ax.legend(title=None)
+    return ax
+
+
+def entropy(result: Entropy, ax: Axes, *, name: str = "") -> Axes:
+    """Cumulative share of samples up to each entropy: clean as a line, attacked dashed."""
+    for values, dashes, note in ((result.clean, "-", "clean"), (result.adversarial, "--", "attacked")):
+        if not values.isnan().all():
+            sns.ecdfplot(x=values.cpu().numpy(), ax=ax, color=colour(name), ls=dashes, label=f"{name} {note}".strip())
+    ax.set(xlabel=LABELS["entropy"], ylabel="share of samples", xlim=(0, None))
+    return ax
+
+
+def reliability(result: Entropy, ax: Axes, *, name: str = "") -> Axes:
+    """Accuracy against confidence on clean inputs; the area of a dot is its share of the samples."""
+    bins = result.reliability()
+    bins = bins[bins["samples"] > 0]
+    ax.plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
+    ax.plot(bins["confidence"], bins["accuracy"], color=colour(name), lw=1, alpha=0.6)
+    size = 250 * bins["samples"] / bins["samples"].sum()
+    ax.scatter(
+        bins["confidence"], bins["accuracy"], s=size + 8, color=colour(name), label=f"{name} (ECE {result.ece:.3f})"
+    )
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.02, 1.04))
+    return ax
+
+
+def line(result: Surface, ax: Axes, *, quantity: str = "loss", name: str = "", band: bool = True) -> Axes:
+    """A one-dimensional slice: median over samples, with a band from the 10th to the 90th percentile."""
+    values = getattr(result, quantity)[:, 0].double().cpu().numpy()
+    low, middle, high = (np.nanpercentile(values, q, axis=1) for q in (10, 50, 90))
+    ax.plot(result.alpha.cpu(), middle, color=colour(name), label=name or None, lw=2 if band else 1)
+    if band:
+        ax.fill_between(result.alpha.cpu(), low, high, color=colour(name), alpha=0.15, lw=0)
+    for edge in (-1, 1):
+        ax.axvline(edge, color="0.75", lw=0.8, ls=":", zorder=0)
+    ax.set(xlabel=f"{result.axes[0]} direction (eps)", ylabel=LABELS.get(quantity, quantity))
+    return ax
+
+
+def surface(
+    result: Surface, ax: Axes, *, quantity: str = "loss", sample: int | None = None, levels: Any = 12, **options: Any
+) -> Axes:
+    """Filled contours of a plane, for one sample or the mean over all; off the pixel box (of every sample) hatched.
+
+    The first direction runs to the right, the second upwards; the dotted square is the distance of 1 eps.
+    """
+    values = getattr(result, quantity)
+    grid = values.nanmean(2) if sample is None else values[:, :, sample]
+    inside = result.in_box.any(2) if sample is None else result.in_box[:, :, sample]
+    across, up = result.alpha.cpu().numpy(), result.beta.cpu().numpy()
+    filled = ax.contourf(across, up, grid.T.cpu().numpy(), levels, cmap=options.pop("cmap", "viridis"), **options)
+    ax.contour(across, up, grid.T.cpu().numpy(), filled.levels, colors="white", linewidths=0.4, alpha=0.5)
+    _frame_of_plane(result, ax, inside)
+    return ax
+
+
+def decisions(result: Surface, ax: Axes, *, sample: int, classes: int = 10) -> Axes:
+    """The class that each point of one sample's plane is given, one colour a class; off the pixel box hatched."""
+    step = float(result.alpha[1] - result.alpha[0]) / 2
+    low, high = float(result.alpha[0]) - step, float(result.alpha[-1]) + step
+    # each cell is drawn around the point where it was measured
+    ax.imshow(
+        result.predicted[:, :, sample].T.cpu().numpy(),
+        origin="lower",
+        extent=(low, high, low, high),
+        vmin=-0.5,
+        vmax=classes - 0.5,
+        cmap=ListedColormap(sns.color_palette("tab10" if classes <= 10 else "husl", classes)),
+        interpolation="nearest",
+        alpha=0.85,
+    )
+    _frame_of_plane(result, ax, result.in_box[:, :, sample])
+    return ax
+
+
+def _frame_of_plane(result: Surface, ax: Axes, inside: Tensor) -> None:
+    across, up = result.alpha.cpu().numpy(), result.beta.cpu().numpy()
+    outside = (~inside).double().T.cpu().numpy()
+    if outside.any():
+        with mpl.rc_context({"hatch.color": "0.35", "hatch.linewidth": 0.4}):
+            ax.contourf(across, up, outside, [0.5, 1.5], colors="none", hatches=["////"])
+    ax.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="black", lw=1, ls=":")
+    ax.plot(0, 0, marker="+", color="black", ms=8)
+    ax.set(xlabel=f"{result.axes[0]} (eps)", ylabel=f"{result.axes[1]} (eps)", aspect="equal")
+
+
+def publish(
+    fig: Figure,
+    name: str,
+    data: DataFrame | None,
+    caption: str,
+    *,
+    out: str | Path,
+    runs: Sequence[Mapping[str, Any]] = (),
+    made: Made | None = None,
+    alt: str | None = None,
+) -> Figure:
+    """Keep a figure: `name`.png, .pdf, .parquet (the data behind it) and .json (caption, runs, how it was made) in `out`.
+
+    An empty `out` keeps nothing, as when a notebook is read by hand. `caption` is a paragraph for a paper; `alt`, for
+    those who cannot see the picture, is the caption if not given; `runs` name the checkpoints behind the figure.
+    Raises ValueError for a name that is no plain file name.
+    """
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"name is {name!r}, expected letters, digits, '-' and '_' only")
+    if not str(out):
+        return fig
+    folder = Path(out)
+    order = len(list(folder.glob("*.json"))) if folder.is_dir() else 0
+    for kind in ("png", "pdf"):
+        path = folder / f"{name}.{kind}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # without a date the same figure is the same bytes
+        fig.savefig(path, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None})
+    if data is not None:
+        data.to_parquet(folder / f"{name}.parquet", index=False)
+    record = {
+        "name": name,
+        "title": name.replace("_", " ").capitalize(),
+        "caption": caption,
+        "alt": alt or caption,
+        "data": None if data is None else f"{name}.parquet",
+        "runs": [dict(run) for run in runs],
+        "order": order,
+        "made": asdict(made) if made else {"versions": versions(), "threads": torch.get_num_threads()},
+    }
+    write(folder / f"{name}.json", (json.dumps(record, indent=2) + "\n").encode())
+    return fig

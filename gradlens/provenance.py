@@ -1,0 +1,69 @@
+"""How a result was made: enough to make it again, or to see that two results are not comparable."""
+
+import functools
+import hashlib
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Made:
+    """The call that made a result, and what it ran on."""
+
+    call: str  # the function and its options, as one would type them
+    model: str  # class name and the first 16 hex digits of the SHA-256 of all parameters and buffers
+    data: str  # first 16 hex digits of the SHA-256 of images and labels
+    seed: int  # initial seed of the generator used; torch's global one where none was given
+    device: str
+    versions: dict[str, str]
+
+    def __str__(self) -> str:
+        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        return f"{self.call} on {self.model}, data {self.data}, seed {self.seed}, {self.device}; {versions}"
+
+
+def made(
+    call: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None,
+    generator: torch.Generator | None = None,
+    **options: object,
+) -> Made:
+    """Record a call; functions among the options are written by name, tensors by shape."""
+    return Made(
+        call=f"{call}({', '.join(f'{name}={_written(value)}' for name, value in options.items())})",
+        model=f"{type(model).__name__}:{digest(*model.state_dict().values())}",
+        data=digest(x) if y is None else digest(x, y),
+        seed=torch.initial_seed() if generator is None else generator.initial_seed(),
+        device=str(x.device),
+        versions=versions(),
+    )
+
+
+def digest(*tensors: object) -> str:
+    """First 16 hex digits of a SHA-256 over types, shapes and bytes; what is no tensor (extra state) goes in as text."""
+    sha = hashlib.sha256()
+    for t in tensors:
+        if not isinstance(t, Tensor):
+            sha.update(repr(t).encode())
+            continue
+        sha.update(f"{t.dtype}{tuple(t.shape)}".encode())
+        sha.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "gradlens": version("gradlens")}
+
+
+def _written(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"Tensor{tuple(value.shape)}"
+    return getattr(value, "__name__", None) or repr(value)

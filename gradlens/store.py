@@ -1,0 +1,105 @@
+"""Save and load any result: tensors and their record in one safetensors file. No pickle, nothing is executed."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .attacks.pgd import PGDTrace
+from .ball import Ball
+from .entropy import Entropy
+from .landscape import Surface
+from .provenance import Made, digest
+from .stability import Stability
+
+RESULTS = {kind.__name__: kind for kind in (Ball, Entropy, Made, PGDTrace, Stability, Surface)}
+FORMAT = "gradlens 1"
+
+
+def save(result: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a result to `path`, whole or not at all; what stood there before stays until the new file is complete.
+
+    Raises ValueError for anything but a gradlens result.
+    """
+    if type(result).__name__ not in RESULTS:
+        raise ValueError(f"result is a {type(result).__name__}, expected one of {', '.join(RESULTS)}")
+    tensors: dict[str, Tensor] = {}
+    record = _pack(result, "", tensors)
+    metadata = {
+        "format": FORMAT,
+        "result": json.dumps(record),
+        "sha256": digest(*(tensors[k] for k in sorted(tensors))),
+    }
+    return write(Path(path), safetensors.torch.save(tensors, metadata))
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Read what `save` wrote, on the CPU, equal to the bit.
+
+    Raises FileNotFoundError for a missing file and ValueError, naming the file, for one that is damaged or foreign.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path {os.fspath(path)!r} is not a file, expected a result written by gradlens.save")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"path {os.fspath(path)!r} is damaged or no gradlens result: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"path {os.fspath(path)!r} says format {metadata.get('format')!r}, expected {FORMAT!r}")
+    if metadata.get("sha256") != digest(*(tensors[name] for name in sorted(tensors))):
+        raise ValueError(f"path {os.fspath(path)!r} is damaged: its tensors do not match the hash written with them")
+    return _unpack(json.loads(metadata["result"]), tensors)
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Write a file whole or not at all: into a temporary one beside it, then renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        # a copy, since safetensors refuses tensors that share memory
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: _pack(getattr(value, f.name), f"{name}.{f.name}", tensors) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, "fields": fields}
+    if isinstance(value, tuple):
+        return {"tuple": [_pack(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]}
+    if isinstance(value, dict):
+        return {"dict": {key: _pack(item, f"{name}.{key}", tensors) for key, item in value.items()}}
+    return value
+
+
+def _unpack(record: Any, tensors: dict[str, Tensor]) -> Any:
+    match record:
+        case {"tensor": name}:
+            return tensors[name]
+        case {"type": kind, "fields": fields}:
+            return RESULTS[kind](**{name: _unpack(value, tensors) for name, value in fields.items()})
+        case {"tuple": items}:
+            return tuple(_unpack(item, tensors) for item in items)
+        case {"dict": items}:
+            return {key: _unpack(item, tensors) for key, item in items.items()}
+    return record

@@ -1,0 +1,32 @@
+"""Names for the tensors that travel through gradlens. No logic.
+
+`...Like` names what a public function accepts from outside and checks at the door; the other names are what comes
+after the check and what results hold.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+ImagesLike = Tensor | np.ndarray
+LabelsLike = Tensor | np.ndarray | Sequence[int]
+
+Images = Float[Tensor, "batch *chw"]
+Labels = Int[Tensor, "batch"]
+Logits = Float[Tensor, "batch classes"]
+PerSample = Float[Tensor, "batch"]
+SampleMask = Bool[Tensor, "batch"]
+PerPoint = Float[Tensor, "points batch"]
+PointMask = Bool[Tensor, "points batch"]
+PerStep = Float[Tensor, "steps batch"]
+PerRadius = Float[Tensor, "radii batch"]
+Axis = Float[Tensor, "ticks"]
+Grid = Float[Tensor, "rows columns batch"]
+GridLabels = Int[Tensor, "rows columns batch"]
+GridMask = Bool[Tensor, "rows columns batch"]
+
+Norm = Literal["linf", "l2"]
+Loss = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> one value a sample, higher = closer to an error
