@@ -13,10 +13,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 from torch import Tensor
 
 from .attacks.pgd import PGDTrace
+from .compare import wilson
 from .entropy import Entropy
 from .landscape import Surface
 from .provenance import Made, versions
@@ -29,21 +32,21 @@ OTHERS = ("#009E73", "#CC79A7", "#000000", "#F0E442")
 
 LABELS = {
     "loss": "cross-entropy (nats)",
-    "margin": "margin (logits; > 0 is an error)",
+    "margin": "margin (logits)",
     "entropy": "predictive entropy (nats)",
     "confidence": "confidence",
     "grad_norm": "gradient norm (nats / pixel)",
-    "on_surface": "pixels on the surface (share)",
-    "cosine": "cosine to the previous gradient",
-    "cosine_first": "cosine to the first gradient",
-    "cosine_final": "cosine to the final perturbation",
-    "sign_agreement": "sign agreement with the previous step",
-    "moved": "step after projection (L2, pixels)",
+    "on_surface": "share of pixels\non the surface",
+    "cosine": "cosine to the\nprevious gradient",
+    "cosine_first": "cosine to the\nfirst gradient",
+    "cosine_final": "cosine to the\nfinal perturbation",
+    "sign_agreement": "sign agreement with\nthe previous gradient",
+    "moved": "step after projection\n(L2, pixels)",
 }
 
 
 def style() -> None:
-    """The look of all figures: white, sparse, fonts embedded in PDFs as text. For notebooks; changes global settings."""
+    """The look of all figures: white, sparse, fonts embedded in PDFs. For notebooks: it changes global settings."""
     sns.set_theme(style="ticks", context="notebook", font_scale=0.9)
     mpl.rcParams |= {
         "figure.dpi": 110,
@@ -69,27 +72,23 @@ def colour(name: str, among: Sequence[str] = ()) -> str:
 def trace(
     result: PGDTrace | Stability, ax: Axes, *, quantity: str = "grad_norm", name: str = "", band: bool = True
 ) -> Axes:
-    """A quantity along the attack: median over samples, with a band from the 10th to the 90th percentile."""
+    """A quantity along the attack: median over samples, with a band from the 10th to the 90th percentile.
+
+    Without `band`, a thin dashed line that stays out of the legend: a further seed of an arm.
+    """
     result = result.trace if isinstance(result, Stability) else result
-    values = getattr(result, quantity).double().cpu().numpy()
-    steps = np.arange(len(values)) + len(result.loss) - len(values)  # what belongs to a step stands where it leads
-    defined = ~np.isnan(values).all(1)
-    low, middle, high = (np.nanpercentile(values[defined], q, axis=1) for q in (10, 50, 90))
-    ax.plot(steps[defined], middle, color=colour(name), label=name or None, lw=2 if band else 1)
-    if band:
-        ax.fill_between(steps[defined], low, high, color=colour(name), alpha=0.15, lw=0)
+    values = getattr(result, quantity)
+    # what compares a gradient with the one before stands at the later point
+    first = 0 if quantity == "cosine_final" else len(result.loss) - len(values)
+    _band(ax, np.arange(first, first + len(values)), values, name, band)
     ax.set(xlabel="PGD step", ylabel=LABELS.get(quantity, quantity))
     return ax
 
 
 def local_cosine(result: Stability, ax: Axes, *, name: str = "", band: bool = True) -> Axes:
-    """Cosine between the gradient at the image and at fixed distances from it: median and 10-90% band over samples."""
-    values = result.local_cosine.double().cpu().numpy()
-    low, middle, high = (np.nanpercentile(values, q, axis=1) for q in (10, 50, 90))
-    ax.plot(result.radii, middle, color=colour(name), label=name or None, lw=2 if band else 1, marker="o", ms=4)
-    if band:
-        ax.fill_between(result.radii, low, high, color=colour(name), alpha=0.15, lw=0)
-    ax.set(xscale="log", xlabel="distance from the image (eps)", ylabel="cosine to the gradient at the image")
+    """Cosine between the gradient at the image and at fixed distances from it, as `trace` draws a path."""
+    _band(ax, np.array(result.radii), result.local_cosine, name, band, marker="o", ms=4)
+    ax.set(xscale="log", xlabel="distance from the image (eps)", ylabel="cosine to the\ngradient at the image")
     ax.set_xticks(result.radii, [f"{radius:g}" for radius in result.radii])
     ax.minorticks_off()
     return ax
@@ -101,6 +100,7 @@ def history(frame: DataFrame, ax: Axes, *, quantity: str = "clean") -> Axes:
     palette = {arm: colour(arm, arms) for arm in arms}
     sns.lineplot(frame, x="epoch", y=quantity, hue="arm", palette=palette, errorbar=("pi", 100), ax=ax)
     ax.set(xlabel="epoch", ylabel=quantity)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(title=None)
     return ax
 
@@ -115,26 +115,22 @@ def entropy(result: Entropy, ax: Axes, *, name: str = "") -> Axes:
 
 
 def reliability(result: Entropy, ax: Axes, *, name: str = "") -> Axes:
-    """Accuracy against confidence on clean inputs; the area of a dot is its share of the samples."""
+    """Accuracy against confidence on clean inputs, with 95% Wilson intervals; a dot's area is its share of samples."""
     bins = result.reliability()
     bins = bins[bins["samples"] > 0]
+    right = (bins["accuracy"] * bins["samples"]).round().astype(int)
+    ends = np.array([wilson(k, n) for k, n in zip(right, bins["samples"], strict=True)]).reshape(-1, 2)
     ax.plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
-    ax.plot(bins["confidence"], bins["accuracy"], color=colour(name), lw=1, alpha=0.6)
-    size = 250 * bins["samples"] / bins["samples"].sum()
-    ax.scatter(
-        bins["confidence"], bins["accuracy"], s=size + 8, color=colour(name), label=f"{name} (ECE {result.ece:.3f})"
-    )
-    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.02, 1.04))
+    ax.vlines(bins["confidence"], ends[:, 0], ends[:, 1], color=colour(name), lw=1, alpha=0.6)
+    size = 8 + 200 * bins["samples"] / bins["samples"].sum()
+    ax.scatter(bins["confidence"], bins["accuracy"], s=size, color=colour(name), label=name or None, clip_on=False)
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
     return ax
 
 
 def line(result: Surface, ax: Axes, *, quantity: str = "loss", name: str = "", band: bool = True) -> Axes:
     """A one-dimensional slice: median over samples, with a band from the 10th to the 90th percentile."""
-    values = getattr(result, quantity)[:, 0].double().cpu().numpy()
-    low, middle, high = (np.nanpercentile(values, q, axis=1) for q in (10, 50, 90))
-    ax.plot(result.alpha.cpu(), middle, color=colour(name), label=name or None, lw=2 if band else 1)
-    if band:
-        ax.fill_between(result.alpha.cpu(), low, high, color=colour(name), alpha=0.15, lw=0)
+    _band(ax, result.alpha.cpu().numpy(), getattr(result, quantity)[:, 0], name, band)
     for edge in (-1, 1):
         ax.axvline(edge, color="0.75", lw=0.8, ls=":", zorder=0)
     ax.set(xlabel=f"{result.axes[0]} direction (eps)", ylabel=LABELS.get(quantity, quantity))
@@ -144,9 +140,10 @@ def line(result: Surface, ax: Axes, *, quantity: str = "loss", name: str = "", b
 def surface(
     result: Surface, ax: Axes, *, quantity: str = "loss", sample: int | None = None, levels: Any = 12, **options: Any
 ) -> Axes:
-    """Filled contours of a plane, for one sample or the mean over all; off the pixel box (of every sample) hatched.
+    """Filled contours of a plane, for one sample or the mean over all.
 
-    The first direction runs to the right, the second upwards; the dotted square is the distance of 1 eps.
+    The first direction runs to the right, the second upwards; the dotted square is the distance of 1 eps. Hatched
+    where the plane lies off the pixel box (for the mean: off every sample's).
     """
     values = getattr(result, quantity)
     grid = values.nanmean(2) if sample is None else values[:, :, sample]
@@ -159,7 +156,7 @@ def surface(
 
 
 def decisions(result: Surface, ax: Axes, *, sample: int, classes: int = 10) -> Axes:
-    """The class that each point of one sample's plane is given, one colour a class; off the pixel box hatched."""
+    """The class that each point of one sample's plane is given, one colour a class; hatched off the pixel box."""
     step = float(result.alpha[1] - result.alpha[0]) / 2
     low, high = float(result.alpha[0]) - step, float(result.alpha[-1]) + step
     # each cell is drawn around the point where it was measured
@@ -169,7 +166,7 @@ def decisions(result: Surface, ax: Axes, *, sample: int, classes: int = 10) -> A
         extent=(low, high, low, high),
         vmin=-0.5,
         vmax=classes - 0.5,
-        cmap=ListedColormap(sns.color_palette("tab10" if classes <= 10 else "husl", classes)),
+        cmap=ListedColormap(_class_colours(classes)),
         interpolation="nearest",
         alpha=0.85,
     )
@@ -177,10 +174,35 @@ def decisions(result: Surface, ax: Axes, *, sample: int, classes: int = 10) -> A
     return ax
 
 
+def class_legend(fig: Figure, predicted: Sequence[Tensor], *, classes: int = 10) -> None:
+    """One patch for each class that appears in the decision maps of a figure, in their colours."""
+    seen = sorted({int(c) for grid in predicted for c in grid.unique()})
+    patches = [Patch(color=_class_colours(classes)[c], alpha=0.85, label=str(c)) for c in seen]
+    fig.legend(handles=patches, title="predicted class", loc="outside lower center", ncols=min(10, len(seen)))
+
+
+def _class_colours(classes: int) -> list[Any]:
+    return list(sns.color_palette("tab10" if classes <= 10 else "husl", classes))
+
+
+def _band(ax: Axes, at: np.ndarray, values: Tensor, name: str, band: bool, **options: Any) -> None:
+    """Median over samples (last axis) with a 10-90% band; gaps where no sample has a value."""
+    numbers = values.double().cpu().numpy()
+    defined = ~np.isnan(numbers).all(1)
+    ends = np.full((3, len(at)), np.nan)
+    ends[:, defined] = np.nanpercentile(numbers[defined], (10, 50, 90), axis=1)
+    shown = name if band and name else None
+    ax.plot(at, ends[1], color=colour(name), label=shown, lw=2 if band else 1, ls="-" if band else "--", **options)
+    if band:
+        ax.fill_between(at, ends[0], ends[2], color=colour(name), alpha=0.1, lw=0)
+        for edge in (ends[0], ends[2]):  # where bands overlap, their fills alone cannot be told apart
+            ax.plot(at, edge, color=colour(name), lw=0.6, alpha=0.7)
+
+
 def _frame_of_plane(result: Surface, ax: Axes, inside: Tensor) -> None:
     across, up = result.alpha.cpu().numpy(), result.beta.cpu().numpy()
     outside = (~inside).double().T.cpu().numpy()
-    if outside.any():
+    if outside.any() and result.projected is None:
         with mpl.rc_context({"hatch.color": "0.35", "hatch.linewidth": 0.4}):
             ax.contourf(across, up, outside, [0.5, 1.5], colors="none", hatches=["////"])
     ax.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="black", lw=1, ls=":")
@@ -199,7 +221,7 @@ def publish(
     made: Made | None = None,
     alt: str | None = None,
 ) -> Figure:
-    """Keep a figure: `name`.png, .pdf, .parquet (the data behind it) and .json (caption, runs, how it was made) in `out`.
+    """Keep a figure in `out`: `name`.png, .pdf, .parquet (the data behind it), .json (caption, runs, how it was made).
 
     An empty `out` keeps nothing, as when a notebook is read by hand. `caption` is a paragraph for a paper; `alt`, for
     those who cannot see the picture, is the caption if not given; `runs` name the checkpoints behind the figure.

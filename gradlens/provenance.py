@@ -46,7 +46,7 @@ def made(
 
 
 def digest(*tensors: object) -> str:
-    """First 16 hex digits of a SHA-256 over types, shapes and bytes; what is no tensor (extra state) goes in as text."""
+    """First 16 hex digits of a SHA-256 over types, shapes and bytes; what is no tensor goes in as text."""
     sha = hashlib.sha256()
     for t in tensors:
         if not isinstance(t, Tensor):

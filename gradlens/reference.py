@@ -19,7 +19,7 @@ from .ball import Ball
 from .landscape import Surface
 from .losses import cross_entropy
 from .model import admit, frozen, logits
-from .types import Images, ImagesLike, Labels, LabelsLike, Loss
+from .types import Images, ImagesLike, LabelsLike, Loss
 
 
 class _Picture(nn.Module):
@@ -33,13 +33,16 @@ class _Picture(nn.Module):
 class _PerSampleLoss(Metric):
     """loss-landscapes' metric protocol: the loss of each sample at the images that the walk has reached."""
 
-    def __init__(self, model: nn.Module, y: Labels, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, surface: Surface, loss: Loss) -> None:
         super().__init__()
-        self.model, self.y, self.loss = model, y, loss
+        self.model, self.surface, self.loss = model, surface, loss
 
     def __call__(self, model_wrapper: ModelWrapper) -> np.ndarray:
         (picture,) = model_wrapper.get_modules()
-        return self.loss(logits(self.model, picture.images.detach()), self.y).cpu().numpy()
+        images = picture.images.detach()
+        if self.surface.projected is not None:
+            images = images.clamp(*self.surface.projected)
+        return self.loss(logits(self.model, images), self.surface.labels).cpu().numpy()
 
 
 def input_line(model: nn.Module, x: ImagesLike, surface: Surface, *, loss: Loss = cross_entropy) -> Surface:
@@ -55,7 +58,7 @@ def input_line(model: nn.Module, x: ImagesLike, surface: Surface, *, loss: Loss 
     ends = (surface.alpha[0] - step, surface.alpha[-1])
     start, end = (_Picture(x + surface.unit * alpha * surface.directions[0]) for alpha in ends)
     with frozen(model), torch.no_grad():
-        metric = _PerSampleLoss(model, surface.labels, loss)
+        metric = _PerSampleLoss(model, surface, loss)
         values = loss_landscapes.linear_interpolation(start, end, metric, steps=len(surface.alpha))
     return dataclasses.replace(surface, loss=torch.as_tensor(values).to(surface.loss)[:, None])
 

@@ -46,8 +46,9 @@ class Stability:
         local = "  ".join(f"{value:.2f}" for value in self.local_cosine.nanmean(1).tolist())
         ball = self.trace.ball
         return (
-            f"{len(self.grad_norm)} samples, {ball.norm} eps {ball.eps:.3g}: |g| {self.grad_norm.median():.3g} nats/pixel"
-            f" (median)  cos {self.cosine.nanmean():.2f}  sign {self.sign_agreement.nanmean():.2f}"
+            f"{len(self.grad_norm)} samples, {ball.norm} eps {ball.eps:.3g}:"
+            f" |g| {self.grad_norm.median():.3g} nats/pixel  cos {self.cosine.nanmean():.2f}"
+            f"  sign {self.sign_agreement.nanmean():.2f}"
             f"  cos at {'/'.join(f'{radius:g}' for radius in self.radii)} eps: {local}"
             f"  undefined {self.undefined.mean():.1%}  fooled {self.trace.success.float().mean():.1%}"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from pandas import DataFrame
 from torch import nn
 
 from gradlens.store import write
@@ -102,6 +103,17 @@ def load_all(folder: str | Path) -> list[Run]:
         )
     order = {arm: i for i, arm in enumerate(schedule.ARMS)}
     return sorted(runs, key=lambda run: (*(order[p.arm] for p in schedule.parse(run.config.schedule)), run.config.seed))
+
+
+def histories(runs: list[Run]) -> DataFrame:
+    """Tidy table, one row an epoch and run."""
+    return DataFrame(
+        [
+            {**record, "phase": record["arm"], "arm": run.arm, "run": run.name, "seed": run.config.seed}
+            for run in runs
+            for record in run.history
+        ]
+    )
 
 
 def find(path: str | Path) -> Path:

@@ -21,7 +21,11 @@ class Split:
     y: Labels
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.y)
+
+    def at(self, index: Tensor) -> tuple[Images, Labels]:
+        """Images in [0, 1] and labels at these places."""
+        return self.x[index], self.y[index]
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def digits() -> Data:
 def subset(split: Split, samples: int, seed: int) -> tuple[Images, Labels]:
     """`samples` images drawn without replacement, the same for every model; all of them where there are no more."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:samples]
-    return split.x[order], split.y[order]
+    return split.at(order)
 
 
 def batches(split: Split, size: int, generator: torch.Generator) -> list[Tensor]:

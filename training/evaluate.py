@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
 from gradlens import Ball, losses, pgd, predict
+from gradlens.compare import wilson
 from training import data
 from training.checkpoint import Run
 
@@ -25,8 +24,7 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """Lower and upper end."""
-        ends = binomtest(self.right, self.samples).proportion_ci(0.95, method="wilson")
-        return float(ends.low), float(ends.high)
+        return wilson(self.right, self.samples)
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -100,7 +100,7 @@ def epoch(
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * _lr(config, progress + step / len(batches) / total)
-        x, y = train.x[batch].to(fabric.device), train.y[batch].to(fabric.device)
+        x, y = (part.to(fabric.device) for part in train.at(batch))
         attacked = attack(model, x, y, phase, config, dataset.ball, generators) if phase.is_adversarial else None
         logits = module(x)
         loss = _objective(logits, y, phase, config, generators).mean()

@@ -89,7 +89,10 @@ class PGDTrace:
         return (~((self.grad_norm > 0) & self.grad_norm.isfinite())).to(self.grad_norm.dtype).mean(0)
 
     def frame(self) -> DataFrame:
-        """Tidy table, one row a point and sample; columns that belong to a step stand at the point it leads to."""
+        """Tidy table, one row a point and sample.
+
+        What compares a gradient with the one before stands at the later point; `cosine_final` at its own gradient.
+        """
         import pandas as pd
 
         points, batch = self.loss.shape
@@ -98,7 +101,8 @@ class PGDTrace:
         for name in (*Point._fields, "cosine", "cosine_first", "cosine_final", "sign_agreement", "moved"):
             values = getattr(self, name)
             if len(values) < points:
-                values = torch.cat([torch.full_like(values[:1], torch.nan), values])
+                missing = torch.full_like(values[:1], torch.nan)
+                values = torch.cat([values, missing] if name == "cosine_final" else [missing, values])
             table[name] = values.flatten().cpu().numpy()
         return pd.DataFrame(table)
 

@@ -1,6 +1,6 @@
 """The loss around an image, on a line or a plane through it."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..types import Axis, Images, ImagesLike, Labels, LabelsLike, Loss
 from .surface import Surface
 
 Directions = Literal["adversarial", "gradient"]
+Box = Literal["mark", "project"]
 
 
 def input_plane(
@@ -27,6 +28,7 @@ def input_plane(
     points: int = 51,
     loss: Loss = cross_entropy,
     steps: int = 20,
+    box: Box = "mark",
     batch: int = 512,
     generator: torch.Generator | None = None,
 ) -> Surface:
@@ -36,13 +38,15 @@ def input_plane(
     "adversarial", what a PGD on the margin adds in `steps` steps; "gradient", the steepest step of `loss`; each beside
     a random direction orthogonal to it; or two tensors of x's shape. d1 has length 1 in the ball's norm, so that
     alpha = 1 is eps away; the random d2 has d1's Euclidean length, so that angles are true. Given tensors are taken as
-    they are, in units of eps. `points` is odd, so that the image itself is measured; `batch` images go through the
-    model at a time. A sample whose direction vanishes (a zero gradient) is nan.
+    they are, in units of eps. Points off the pixel box are measured and marked; with box="project" each is clamped
+    into it first, so that the plane bends but holds only images that exist. `points` is odd, so that the image itself
+    is measured; `batch` images go through the model at a time. A sample whose direction vanishes (a zero gradient) is
+    nan.
 
     Raises ValueError as `pgd` does, and for an even number of points, a span that is not positive, directions of
     another shape.
     """
-    return _slice(model, x, y, ball, directions, span, points, loss, steps, batch, generator, is_plane=True)
+    return _slice(model, x, y, ball, directions, span, points, loss, steps, box, batch, generator, is_plane=True)
 
 
 def input_line(
@@ -56,11 +60,12 @@ def input_line(
     points: int = 51,
     loss: Loss = cross_entropy,
     steps: int = 20,
+    box: Box = "mark",
     batch: int = 512,
     generator: torch.Generator | None = None,
 ) -> Surface:
     """The row beta = 0 of `input_plane`: the loss along one direction, as a Surface with a single column."""
-    return _slice(model, x, y, ball, directions, span, points, loss, steps, batch, generator, is_plane=False)
+    return _slice(model, x, y, ball, directions, span, points, loss, steps, box, batch, generator, is_plane=False)
 
 
 def _slice(
@@ -73,6 +78,7 @@ def _slice(
     points: int,
     loss: Loss,
     steps: int,
+    box: Box,
     batch: int,
     generator: torch.Generator | None,
     is_plane: bool,
@@ -81,6 +87,8 @@ def _slice(
         raise ValueError(f"span is {span}, expected a positive number of eps")
     if points < 3 or points % 2 == 0:
         raise ValueError(f"points is {points}, expected an odd number of at least 3, so that the centre is measured")
+    if box not in get_args(Box):
+        raise ValueError(f"box is {box!r}, expected 'mark' or 'project'")
     if batch < 1:
         raise ValueError(f"batch is {batch}, expected at least 1")
     with frozen(model):
@@ -101,9 +109,11 @@ def _slice(
             points=points,
             loss=loss,
             steps=steps,
+            box=box,
         )
+        limits = (ball.low, ball.high) if box == "project" else None
         with torch.no_grad():
-            values = _measure(model, x, y, ball, vectors, alpha, beta, loss, batch)
+            values = _measure(model, x, y, ball, vectors, alpha, beta, loss, limits, batch)
             centre_loss = loss(logits(model, x), y)
     return Surface(
         **values,
@@ -112,6 +122,7 @@ def _slice(
         directions=vectors,
         axes=names,
         unit=ball.eps,
+        projected=limits,
         labels=y,
         centre_loss=centre_loss,
         made=record,
@@ -163,6 +174,7 @@ def _measure(
     alpha: Axis,
     beta: Axis,
     loss: Loss,
+    limits: tuple[float, float] | None,
     batch: int,
 ) -> dict[str, Tensor]:
     """All cells of all samples, `batch` images at a time, so that memory does not grow with the grid."""
@@ -175,9 +187,10 @@ def _measure(
         if len(directions) > 1:
             point = point + ball.eps * expand(beta[column], x) * directions[1][sample]
         void = undirected[sample]
+        boxed = ((point >= ball.low - 1e-6) & (point <= ball.high + 1e-6)).flatten(1).all(1)
+        point = point if limits is None else point.clamp(*limits)
         answer = logits(model, torch.where(expand(void, point), x[sample], point))
         labels = y[sample]
-        boxed = ((point >= ball.low - 1e-6) & (point <= ball.high + 1e-6)).flatten(1).all(1)
         parts.append(
             (
                 loss(answer, labels).masked_fill(void, torch.nan),

@@ -25,12 +25,13 @@ class Surface:
     loss: Grid  # the loss's own unit (cross-entropy: nats)
     margin: Grid  # logits; > 0 where the model errs
     predicted: GridLabels  # class number
-    in_box: GridMask  # no pixel has left the pixel box: only there could an attacker's image lie
+    in_box: GridMask  # no pixel of the plane's own point is off the pixel box: an attacker could hand it in as it is
     alpha: Axis  # along the first direction, in units of `unit` (eps)
     beta: Axis  # along the second
     directions: tuple[Images, ...]  # what alpha = 1, beta = 1 add to the image, in units of `unit`
     axes: tuple[str, str]  # names of the directions
     unit: float  # pixels that one unit of alpha means, in the ball's norm
+    projected: tuple[float, float] | None  # the pixel box into which every point was clamped before it was measured
     labels: Labels
     centre_loss: PerSample
     made: Made
