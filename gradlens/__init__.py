@@ -3,7 +3,9 @@
 from . import losses
 from .attacks import PGDTrace, pgd
 from .ball import Ball
+from .compare import compare
 from .entropy import Entropy, entropy
+from .gradients import Gradients, gradients
 from .landscape import Surface, input_line, input_plane
 from .model import Normalized, frozen, predict
 from .provenance import Made
@@ -13,13 +15,16 @@ from .store import load, save
 __all__ = [
     "Ball",
     "Entropy",
+    "Gradients",
     "Made",
     "Normalized",
     "PGDTrace",
     "Stability",
     "Surface",
+    "compare",
     "entropy",
     "frozen",
+    "gradients",
     "input_line",
     "input_plane",
     "load",

@@ -7,6 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from .draws import Source, gaussian, uniform
 from .types import Images, Norm, PerSample, SampleMask
 
 
@@ -34,6 +35,11 @@ def unit(t: Images) -> Images:
     """Each sample scaled to Euclidean length 1, however small it is; nan for a sample that is all zero."""
     scaled = t / expand(linf(t), t)
     return scaled / expand(scaled.flatten(1).norm(dim=1), t)
+
+
+def l1(t: Images) -> PerSample:
+    """Sum of absolute entries of each sample."""
+    return t.flatten(1).abs().sum(1)
 
 
 def cosine(a: Images, b: Images) -> PerSample:
@@ -93,27 +99,29 @@ class Ball:
             return grad.sign().nan_to_num(0.0)
         return unit(grad).nan_to_num(0.0, posinf=0.0, neginf=0.0)
 
-    def sample(self, centre: Images, generator: torch.Generator | None = None) -> Images:
+    def sample(self, centre: Images, source: Source = None) -> Images:
         """A random start: uniform in the ball around `centre`, then clamped to the box."""
-        if self.norm == "linf":
-            delta = self.eps * (2 * _uniform(centre, generator) - 1)
-        else:
-            # the share of a d-dimensional ball's volume within radius r grows as r^d
-            radius = _uniform(centre.flatten(1)[:, :1], generator).view(-1) ** (1 / centre[0].numel())
-            delta = unit(gaussian(centre, generator)) * expand(self.eps * radius, centre)
-        return (centre + delta).clamp(self.low, self.high)
+        return (centre + self.noise(centre, source)).clamp(self.low, self.high)
 
-    def shell(self, centre: Images, radius: float, generator: torch.Generator | None = None) -> Images:
+    def noise(self, like: Images, source: Source = None) -> Images:
+        """A random perturbation, uniform in the ball; the box is not looked at."""
+        if self.norm == "linf":
+            return self.eps * (2 * uniform(like, source) - 1)
+        # the share of a d-dimensional ball's volume within radius r grows as r^d
+        radius = uniform(like.flatten(1)[:, :1], source).view(-1) ** (1 / like[0].numel())
+        return unit(gaussian(like, source)) * expand(self.eps * radius, like)
+
+    def shell(self, centre: Images, radius: float, source: Source = None) -> Images:
         """A random point at distance `radius` (in eps) from `centre`, uniform on the surface of the smaller ball.
 
         A pixel that would leave the box gets the opposite sign, which keeps the distance exact; only where the box is
         narrower than twice the radius is it clamped.
         """
         if self.norm == "linf":
-            delta = 2 * _uniform(centre, generator) - 1
+            delta = 2 * uniform(centre, source) - 1
             delta = delta / expand(linf(delta), delta)
         else:
-            delta = unit(gaussian(centre, generator))
+            delta = unit(gaussian(centre, source))
         delta = radius * self.eps * delta
         outside = (centre + delta < self.low) | (centre + delta > self.high)
         return (centre + torch.where(outside, -delta, delta)).clamp(self.low, self.high)
@@ -130,15 +138,3 @@ class Ball:
         else:
             bound = expand(l2(x - centre) >= self.eps - rounding, x)
         return (boxed | bound).flatten(1).to(x.dtype).mean(1)
-
-
-def gaussian(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal numbers of the shape, type and device of `like`, drawn on the generator's own device."""
-    device = generator.device if generator is not None else like.device
-    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
-
-
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform numbers in [0, 1), as `gaussian` draws normal ones."""
-    device = generator.device if generator is not None else like.device
-    return torch.rand(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

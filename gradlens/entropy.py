@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from .attacks.pgd import PGDTrace
+from .attacks.trace import PGDTrace
 from .ball import Ball
-from .model import admit, frozen, logits
-from .provenance import Made, made
-from .types import ImagesLike, LabelsLike, PerSample, SampleMask
+from .batches import Chunk, measured
+from .door import check_images
+from .model import logits
+from .provenance import UNSIGNED, Made
+from .types import Images, ImagesLike, Labels, LabelsLike, PerPoint, PerSample, SampleMask
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -27,7 +30,9 @@ class Entropy:
 
     clean: PerSample  # nats, 0 .. log(classes)
     adversarial: PerSample  # nats; nan without an attack
+    along: PerPoint | None  # nats, at each point of the attack's path; None without a trace
     kl: PerSample  # KL(p(clean) || p(adversarial)), nats; nan without an attack
+    js: PerSample  # Jensen-Shannon divergence of the two, nats, 0 .. log 2
     confidence: PerSample  # largest probability on the clean input
     confidence_adversarial: PerSample
     correct: SampleMask | None  # on the clean input; None without labels
@@ -37,27 +42,53 @@ class Entropy:
     @property
     def ece(self) -> float:
         """Expected calibration error on clean inputs: mean |accuracy - confidence| over 15 bins (Guo et al. 2017)."""
-        bins = self.reliability()
-        if bins["samples"].sum() == 0:
-            return float("nan")
-        gaps = (bins["accuracy"] - bins["confidence"]).abs()
-        return float(np.average(gaps[bins["samples"] > 0], weights=bins["samples"][bins["samples"] > 0]))
+        return self._gap(self.reliability(), np.average)
 
-    def reliability(self, bins: int = BINS) -> DataFrame:
-        """Accuracy and mean confidence on clean inputs in equal bins (low, high]; confidence 1 is in the last one."""
+    @property
+    def adaptive_ece(self) -> float:
+        """The same over 15 bins that hold equally many samples (Nguyen & O'Connor 2015)."""
+        return self._gap(self.reliability(adaptive=True), np.average)
+
+    @property
+    def mce(self) -> float:
+        """Maximum calibration error: the largest |accuracy - confidence| of 15 equal bins (Guo et al. 2017)."""
+        return self._gap(self.reliability(), lambda gaps, weights: np.max(gaps))
+
+    def reliability(self, bins: int = BINS, *, adaptive: bool = False, attacked: bool = False) -> DataFrame:
+        """Accuracy and mean confidence per bin (low, high], a row a bin; confidence 1 is in the last one.
+
+        Bins are equally wide or, if `adaptive`, hold equally many samples (to one). On clean or on attacked inputs.
+        Raises ValueError for fewer than one bin.
+        """
         import pandas as pd
 
+        if bins < 1:
+            raise ValueError(f"bins is {bins}, expected at least 1")
+        confidence = (self.confidence_adversarial if attacked else self.confidence).double().cpu().numpy()
+        correct = self.correct_adversarial if attacked else self.correct
         edges = np.linspace(0, 1, bins + 1)
+        if adaptive:
+            rank = np.argsort(np.argsort(confidence, kind="stable"), kind="stable")
+            which = rank * bins // max(1, len(rank))
+            ends = [confidence[which == b].max() if (which == b).any() else np.nan for b in range(bins - 1)]
+            edges = np.array([0.0, *ends, 1.0])
+        else:
+            which = np.clip(np.ceil(np.nan_to_num(confidence) * bins).astype(int) - 1, 0, bins - 1)
         table = pd.DataFrame({"low": edges[:-1], "high": edges[1:]})
-        if self.correct is None:
+        if correct is None:
             return table.assign(samples=0, confidence=np.nan, accuracy=np.nan)
-        confidence = self.confidence.double().cpu().numpy()
-        which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
         count = np.bincount(which, minlength=bins)
         with np.errstate(invalid="ignore"):  # an empty bin has no accuracy: 0 / 0 is nan
             mean_confidence = np.bincount(which, confidence, minlength=bins) / count
-            accuracy = np.bincount(which, self.correct.double().cpu().numpy(), minlength=bins) / count
+            accuracy = np.bincount(which, correct.double().cpu().numpy(), minlength=bins) / count
         return table.assign(samples=count, confidence=mean_confidence, accuracy=accuracy)
+
+    @staticmethod
+    def _gap(bins: DataFrame, mean: Callable[..., np.floating]) -> float:
+        filled = bins[bins["samples"] > 0]
+        if filled.empty:
+            return float("nan")
+        return float(mean((filled["accuracy"] - filled["confidence"]).abs(), weights=filled["samples"]))
 
     def __str__(self) -> str:
         attacked = "" if self.adversarial.isnan().all() else f", attacked {self.adversarial.mean():.3g}"
@@ -94,40 +125,61 @@ def entropy(
     adversarial: ImagesLike | PGDTrace | None = None,
     *,
     ball: Ball = Ball(),
+    batch: int | None = None,
 ) -> Entropy:
     """Entropy, in nats, of the model's softmax on `x` (batch, ...) and on `adversarial` (the same shape, or a trace).
 
-    Labels `y` (batch,) add the right / wrong masks and the calibration error. `ball` gives the pixel box.
+    Labels `y` (batch,) add the right / wrong masks and the calibration error; `x` may be a DataLoader that brings
+    them. `ball` gives the pixel box.
 
     Raises ValueError for inputs outside the box, wrong shapes or labels, a random model.
     """
     attacked = adversarial.adversarial if isinstance(adversarial, PGDTrace) else adversarial
-    with frozen(model), torch.no_grad():
-        x, labels = admit(model, x, y, ball)
-        record = made("entropy", model, x, labels)
-        log_p = logits(model, x).log_softmax(1)
-        nothing = torch.full_like(log_p[:, 0], torch.nan)
-        clean = (-(log_p.exp() * log_p).sum(1), log_p.exp().amax(1), None if y is None else log_p.argmax(1) == labels)
-        after: tuple[PerSample, PerSample, SampleMask | None] = (nothing, nothing, None)
-        kl = nothing
+    has_labels = y is not None or not isinstance(x, torch.Tensor | np.ndarray)
+
+    @torch.no_grad()
+    def run(chunk: Chunk) -> Entropy:
+        log_p = logits(model, chunk.x).log_softmax(1)
+        before = _read(log_p, chunk.y if has_labels else None)
+        nothing = torch.full_like(before.entropy, torch.nan)
+        after, kl, js = _Reading(nothing, nothing, None), nothing, nothing
         if attacked is not None:
-            moved, _ = admit(model, attacked, None, ball)
-            if moved.shape != x.shape:
-                raise ValueError(f"adversarial has shape {tuple(moved.shape)}, expected x's shape {tuple(x.shape)}")
-            log_q = logits(model, moved).log_softmax(1)
-            after = (
-                -(log_q.exp() * log_q).sum(1),
-                log_q.exp().amax(1),
-                None if y is None else log_q.argmax(1) == labels,
-            )
-            kl = (log_p.exp() * (log_p - log_q)).sum(1)
-    return Entropy(
-        clean=clean[0],
-        adversarial=after[0],
-        kl=kl,
-        confidence=clean[1],
-        confidence_adversarial=after[1],
-        correct=clean[2],
-        correct_adversarial=after[2],
-        made=record,
-    )
+            log_q = logits(model, _moved(model, attacked, chunk, ball)).log_softmax(1)
+            after = _read(log_q, chunk.y if has_labels else None)
+            log_m = torch.logaddexp(log_p, log_q) - np.log(2)
+            kl = _kl(log_p, log_q)
+            js = (_kl(log_p, log_m) + _kl(log_q, log_m)) / 2
+        along = adversarial.entropy[:, chunk.where].to(log_p) if isinstance(adversarial, PGDTrace) else None
+        return Entropy(
+            clean=before.entropy, adversarial=after.entropy, along=along, kl=kl, js=js, confidence=before.confidence,
+            confidence_adversarial=after.confidence, correct=before.correct, correct_adversarial=after.correct,
+            made=UNSIGNED,
+        )  # fmt: skip
+
+    options = {"adversarial": "PGDTrace" if isinstance(adversarial, PGDTrace) else attacked, "ball": ball}
+    return measured(run, model, x, y, ball, call="entropy", options=options, batch=batch, generator=None)
+
+
+class _Reading(NamedTuple):
+    entropy: PerSample
+    confidence: PerSample
+    correct: SampleMask | None
+
+
+def _read(log_p: torch.Tensor, y: Labels | None) -> _Reading:
+    p = log_p.exp()
+    return _Reading(-(p * log_p).sum(1), p.amax(1), None if y is None else p.argmax(1) == y)
+
+
+def _kl(log_p: torch.Tensor, log_q: torch.Tensor) -> PerSample:
+    # rounding can bring the divergence of nearly equal distributions a hair below zero
+    return (log_p.exp() * (log_p - log_q)).sum(1).clamp(min=0)
+
+
+def _moved(model: nn.Module, attacked: ImagesLike, chunk: Chunk, ball: Ball) -> Images:
+    if not isinstance(attacked, torch.Tensor | np.ndarray):
+        raise ValueError(f"adversarial is a {type(attacked).__name__}, expected images of x's shape or a PGDTrace")
+    moved = check_images(model, attacked[chunk.where], ball, name="adversarial", offset=chunk.where.start)
+    if moved.shape != chunk.x.shape:
+        raise ValueError(f"adversarial has shape {tuple(attacked.shape)}, expected x's shape: one image for each")
+    return moved

@@ -26,10 +26,11 @@ def dlr(logits: Logits, y: Labels) -> PerSample:
 
     It does not change when the logits are shifted or scaled (Croce & Hein 2020, AutoAttack).
 
-    Raises ValueError for fewer than three classes, where the ratio has no denominator: take `margin` there.
+    Raises ValueError for fewer than four classes: with two the ratio has no denominator, with three it is constant
+    for every label that ranks last. Take `margin` there.
     """
-    if logits.shape[1] < 3:
-        raise ValueError(f"dlr needs at least 3 classes, the model has {logits.shape[1]}; take losses.margin instead")
+    if logits.shape[1] < 4:
+        raise ValueError(f"dlr needs at least 4 classes, the model has {logits.shape[1]}; take losses.margin instead")
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2])
 

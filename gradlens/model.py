@@ -1,16 +1,12 @@
-"""What gradlens asks of a model: logits, and gradients with respect to the input. And the door: what it refuses."""
+"""What gradlens asks of a model: logits, and gradients with respect to the input."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .ball import Ball
-from .types import Images, ImagesLike, Labels, LabelsLike, Logits, Loss, PerSample
-
-PROBE = 16  # samples that are run twice to see whether the model answers the same
+from .types import Images, Labels, Logits, Loss, PerSample
 
 
 @contextmanager
@@ -94,107 +90,15 @@ def predict(model: nn.Module, x: Images) -> Labels:
         return logits(model, x).argmax(1)
 
 
-def admit(
-    model: nn.Module, x: ImagesLike, y: LabelsLike | None, ball: Ball, *, stochastic: bool = False
-) -> tuple[Images, Labels]:
-    """Check at the door, once, what every measurement relies on; without labels, the model's own predictions are used.
-
-    Arrays become tensors on the model's device, half-precision images float32. `stochastic` admits a model that
-    answers differently on each pass. To be called within `frozen`.
-
-    Raises ValueError naming the argument, what came and what was expected.
-    """
-    images = _images(model, x, ball)
-    with torch.no_grad():
-        answer = _answer(model, images)
-        if not stochastic:
-            _refuse_random(model, images[:PROBE])
-    if y is None:
-        return images, answer.argmax(1)
-    return images, _labels(y, len(images), answer.shape[1], images.device)
-
-
-def _images(model: nn.Module, x: ImagesLike, ball: Ball) -> Images:
-    home = next((t.device for t in (*model.parameters(), *model.buffers())), None)
-    if isinstance(x, np.ndarray):
-        x = torch.from_numpy(x).to(home)
-    if not isinstance(x, Tensor):
-        raise ValueError(f"x is a {type(x).__name__}, expected a tensor or array of images (batch, ...)")
-    if not x.is_floating_point():
-        raise ValueError(
-            f"x holds {x.dtype}, expected floating-point pixels in [{ball.low}, {ball.high}]; "
-            "divide 8-bit images by 255"
-        )
-    if x.ndim < 2 or x.numel() == 0:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}, expected a batch of at least one image, such as "
-            "(batch, channels, height, width)"
-        )
-    if home is not None and x.device != home:
-        raise ValueError(f"x is on {x.device}, the model on {home}; move one of them with .to(...)")
-    x = x.detach().clone() if x.is_inference() else x.detach()
-    bad = ~x.isfinite().flatten(1).all(1)
-    if bad.any():
-        raise ValueError(
-            f"x holds NaN or infinity in {int(bad.sum())} of {len(x)} samples, the first of them "
-            f"sample {int(bad.nonzero()[0])}; expected finite pixels"
-        )
-    if x.amin() < ball.low or x.amax() > ball.high:
-        raise ValueError(
-            f"x spans [{x.amin():.3g}, {x.amax():.3g}], outside the pixel box [{ball.low}, {ball.high}]; "
-            "put normalisation inside the model (gradlens.Normalized)"
-        )
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _answer(model: nn.Module, x: Images) -> Logits:
-    """One forward pass whose failure, shape or values are reported in the caller's words."""
-    try:
-        answer = logits(model, x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"x of shape {tuple(x.shape)} and type {x.dtype} does not go through the model "
-            f"({type(model).__name__}): {error}"
-        ) from error
-    if not isinstance(answer, Tensor) or answer.ndim != 2 or answer.shape[0] != len(x) or answer.shape[1] < 2:
-        came = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
-        raise ValueError(
-            f"model returns {came} for {len(x)} images, expected logits (batch, classes) with at least two classes"
-        )
-    if not answer.is_floating_point():
-        raise ValueError(f"model returns {answer.dtype}, expected floating-point logits (batch, classes)")
-    bad = ~answer.isfinite().all(1)
-    if bad.any():
-        raise ValueError(
-            f"model returns NaN or infinite logits for {int(bad.sum())} of {len(x)} samples, the first of "
-            f"them sample {int(bad.nonzero()[0])}; expected finite logits"
-        )
-    return answer
-
-
-def _refuse_random(model: nn.Module, x: Images) -> None:
-    first, second = logits(model, x), logits(model, x)
-    gap = (first - second).abs().amax()
-    # parallel sums on a GPU differ in the last digits from pass to pass; a random defence differs by far more
-    if gap > 1e-5 * first.abs().amax().clamp(min=1e-30):
-        raise ValueError(
-            f"model is random between two passes: the same images gave logits that differ by {gap:.3g}; "
-            "expected a deterministic one (pgd takes samples=k to average over the randomness)"
-        )
-
-
-def _labels(y: LabelsLike, batch: int, classes: int, device: torch.device) -> Labels:
-    labels = y if isinstance(y, Tensor) else torch.as_tensor(np.asarray(y))
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"y holds {labels.dtype}, expected integer class numbers")
-    if labels.shape != (batch,):
-        raise ValueError(f"y has shape {tuple(labels.shape)}, expected ({batch},): one class number an image")
-    if labels.amin() < 0 or labels.amax() >= classes:
-        raise ValueError(
-            f"y spans {int(labels.amin())}..{int(labels.amax())}, expected class numbers in "
-            f"0..{classes - 1}, as the model has {classes} outputs"
-        )
-    return labels.to(device=device, dtype=torch.long)
+def mean_gradient(
+    model: nn.Module, x: Images, y: Labels, loss: Loss, samples: int = 1
+) -> tuple[Logits, PerSample, Images]:
+    """Mean over `samples` passes of logits, loss and gradient: of a random model, the gradient of the expected loss."""
+    passes = [input_gradient(model, x, y, loss) for _ in range(samples)]
+    if samples == 1:
+        return passes[0]
+    answer, value, grad = (torch.stack(parts).mean(0) for parts in zip(*passes, strict=True))
+    return answer, value, grad
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

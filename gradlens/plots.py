@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 from torch import Tensor
 
-from .attacks.pgd import PGDTrace
+from .attacks import PGDTrace
 from .compare import wilson
 from .entropy import Entropy
 from .landscape import Surface

@@ -16,7 +16,7 @@ class Made:
 
     call: str  # the function and its options, as one would type them
     model: str  # class name and the first 16 hex digits of the SHA-256 of all parameters and buffers
-    data: str  # first 16 hex digits of the SHA-256 of images and labels
+    data: str  # first 16 hex digits of a SHA-256 over the samples and labels, one by one
     seed: int  # initial seed of the generator used; torch's global one where none was given
     device: str
     versions: dict[str, str]
@@ -26,21 +26,19 @@ class Made:
         return f"{self.call} on {self.model}, data {self.data}, seed {self.seed}, {self.device}; {versions}"
 
 
+UNSIGNED = Made(call="", model="", data="", seed=0, device="", versions={})  # a part, before it is joined and signed
+
+
 def made(
-    call: str,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor | None,
-    generator: torch.Generator | None = None,
-    **options: object,
+    call: str, model: nn.Module, data: str, device: str, generator: torch.Generator | None = None, **options: object
 ) -> Made:
     """Record a call; functions among the options are written by name, tensors by shape."""
     return Made(
         call=f"{call}({', '.join(f'{name}={_written(value)}' for name, value in options.items())})",
         model=f"{type(model).__name__}:{digest(*model.state_dict().values())}",
-        data=digest(x) if y is None else digest(x, y),
+        data=data,
         seed=torch.initial_seed() if generator is None else generator.initial_seed(),
-        device=str(x.device),
+        device=device,
         versions=versions(),
     )
 

@@ -16,9 +16,10 @@ from pyhessian import hessian
 from torch import nn
 
 from .ball import Ball
+from .door import admit, check_images, check_labels
 from .landscape import Surface
 from .losses import cross_entropy
-from .model import admit, frozen, logits
+from .model import frozen, logits
 from .types import Images, ImagesLike, LabelsLike, Loss
 
 
@@ -71,7 +72,8 @@ def sharpness(model: nn.Module, x: ImagesLike, y: LabelsLike, *, seed: int = 0, 
     state is put back. Raises ValueError for bad images or labels, as `gradlens.pgd` does.
     """
     with frozen(model):
-        images, labels = admit(model, x, y, ball)
+        images = check_images(model, x, ball)
+        labels = admit(model, images, check_labels(y, len(images), images.device))
     twin = copy.deepcopy(model).eval().requires_grad_(True)
     twin.zero_grad(set_to_none=True)
     with torch.random.fork_rng(), warnings.catch_warnings():

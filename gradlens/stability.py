@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .attacks.pgd import PGDTrace, pgd
+from .attacks.pgd import climb
+from .attacks.trace import PGDTrace
 from .ball import Ball, cosine
+from .batches import Chunk, measured
 from .losses import cross_entropy
-from .model import admit, frozen, input_gradient
+from .model import mean_gradient
 from .provenance import Made
 from .types import ImagesLike, LabelsLike, Loss, PerRadius, PerSample
 
@@ -74,30 +76,43 @@ def stability(
     steps: int = 20,
     step_size: float | None = None,
     loss: Loss = cross_entropy,
+    samples: int = 1,
+    momentum: float = 0.0,
     radii: tuple[float, ...] = RADII,
+    batch: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Stability:
     """Measure the gradient's size and steadiness around `x` (batch, ...), along PGD's path and at fixed distances.
 
-    Without labels `y` (batch,), the model's own predictions are used. Steps as in `pgd`; `radii` in eps, one random
-    point each, uniform on the surface of the smaller ball. `print` gives one line, `.frame()` one row a sample.
+    Without labels `y` (batch,), the model's own predictions are used; `x` may be a DataLoader. The attack's knobs are
+    those of `pgd`; `radii` in eps, one random point each, uniform on the surface of the smaller ball. `print` gives
+    one line, `.frame()` one row a sample.
 
     Raises ValueError as `pgd` does, and for radii that are not positive.
     """
     if not all(radius > 0 for radius in radii):
         raise ValueError(f"radii are {radii}, expected positive numbers, in eps")
-    with frozen(model):
-        x, y = admit(model, x, y, ball)
-        trace = pgd(model, x, y, ball, steps=steps, step_size=step_size, loss=loss, generator=generator)
-        here = input_gradient(model, x, y, loss)[2]
-        there = (input_gradient(model, ball.shell(x, radius, generator), y, loss)[2] for radius in radii)
-        local = [cosine(here, grad) for grad in there]
-    return Stability(
-        grad_norm=trace.grad_norm.mean(0),
-        cosine=trace.cosine.nanmean(0),
-        sign_agreement=trace.sign_agreement.nanmean(0),
-        undefined=trace.undefined,
-        local_cosine=torch.stack(local) if local else trace.cosine[:0],
-        radii=tuple(radii),
-        trace=trace,
-    )
+    if steps < 1 or samples < 1:
+        raise ValueError(f"steps is {steps} and samples is {samples}, expected at least 1")
+    size = 2.5 * ball.eps / steps if step_size is None else step_size
+
+    def run(chunk: Chunk) -> Stability:
+        x, y = chunk.x, chunk.y
+        trace = climb(model, x, y, ball, x, steps, size, loss, samples, momentum)
+        draws = chunk.draws() if radii else None
+        there = (mean_gradient(model, ball.shell(x, radius, draws), y, loss, samples)[2] for radius in radii)
+        local = [cosine(trace.gradient, grad) for grad in there]
+        return Stability(
+            grad_norm=trace.grad_norm.mean(0), cosine=trace.cosine.nanmean(0),
+            sign_agreement=trace.sign_agreement.nanmean(0), undefined=trace.undefined,
+            local_cosine=torch.stack(local) if local else trace.cosine[:0], radii=tuple(radii), trace=trace,
+        )  # fmt: skip
+
+    options = {
+        "ball": ball, "steps": steps, "step_size": size, "loss": loss, "samples": samples, "momentum": momentum,
+        "radii": radii,
+    }  # fmt: skip
+    return measured(
+        run, model, x, y, ball, call="stability", options=options, batch=batch, generator=generator,
+        stochastic=samples > 1,
+    )  # fmt: skip

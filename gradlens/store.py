@@ -12,14 +12,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .attacks.pgd import PGDTrace
+from .attacks import PGDTrace
 from .ball import Ball
 from .entropy import Entropy
+from .gradients import Gradients
 from .landscape import Surface
 from .provenance import Made, digest
 from .stability import Stability
 
-RESULTS = {kind.__name__: kind for kind in (Ball, Entropy, Made, PGDTrace, Stability, Surface)}
+RESULTS = {kind.__name__: kind for kind in (Ball, Entropy, Gradients, Made, PGDTrace, Stability, Surface)}
 FORMAT = "gradlens 1"
 
 

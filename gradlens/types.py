@@ -4,14 +4,14 @@
 after the check and what results hold.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-ImagesLike = Tensor | np.ndarray
+ImagesLike = Tensor | np.ndarray | Iterable  # an iterable, such as a DataLoader, yields images or (images, labels)
 LabelsLike = Tensor | np.ndarray | Sequence[int]
 
 Images = Float[Tensor, "batch *chw"]
@@ -23,6 +23,11 @@ PerPoint = Float[Tensor, "points batch"]
 PointMask = Bool[Tensor, "points batch"]
 PerStep = Float[Tensor, "steps batch"]
 PerRadius = Float[Tensor, "radii batch"]
+PerLoss = Float[Tensor, "losses batch"]
+PerScale = Float[Tensor, "scales batch"]
+PerDtype = Float[Tensor, "dtypes batch"]
+PointLabels = Int[Tensor, "points batch"]
+PathSum = Float[Tensor, "points *summed"]  # added up over samples
 Axis = Float[Tensor, "ticks"]
 Grid = Float[Tensor, "rows columns batch"]
 GridLabels = Int[Tensor, "rows columns batch"]

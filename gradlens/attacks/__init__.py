@@ -1,5 +1,6 @@
 """One attack a file, each a plain function: (model, x, y, ball, *, ...) -> a record of what it met."""
 
-from .pgd import PGDTrace, pgd
+from .pgd import pgd
+from .trace import PGDTrace
 
 __all__ = ["PGDTrace", "pgd"]

@@ -5,11 +5,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..attacks.pgd import pgd
-from ..ball import Ball, expand, gaussian, l2
+from ..attacks.pgd import perturb
+from ..ball import Ball, expand, l2
+from ..batches import Chunk, measured
+from ..draws import gaussian
 from ..losses import cross_entropy, margin
-from ..model import admit, frozen, input_gradient, logits
-from ..provenance import made
+from ..model import input_gradient, logits
+from ..provenance import UNSIGNED
 from ..types import Axis, Images, ImagesLike, Labels, LabelsLike, Loss
 from .surface import Surface
 
@@ -91,57 +93,43 @@ def _slice(
         raise ValueError(f"box is {box!r}, expected 'mark' or 'project'")
     if batch < 1:
         raise ValueError(f"batch is {batch}, expected at least 1")
-    with frozen(model):
-        x, y = admit(model, x, y, ball)
-        vectors, names = _directions(model, x, y, ball, directions, loss, steps, generator, is_plane)
-        half = points // 2
+    half = points // 2
+    limits = (ball.low, ball.high) if box == "project" else None
+
+    def run(chunk: Chunk) -> Surface:
+        x, y = chunk.x, chunk.y
+        vectors, names = _directions(model, chunk, ball, directions, loss, steps, is_plane)
         alpha = span * torch.arange(-half, half + 1, device=x.device, dtype=x.dtype) / half
         beta = alpha if is_plane else alpha[half : half + 1]
-        record = made(
-            "input_plane" if is_plane else "input_line",
-            model,
-            x,
-            y,
-            generator,
-            ball=ball,
-            directions=names,
-            span=span,
-            points=points,
-            loss=loss,
-            steps=steps,
-            box=box,
-        )
-        limits = (ball.low, ball.high) if box == "project" else None
         with torch.no_grad():
             values = _measure(model, x, y, ball, vectors, alpha, beta, loss, limits, batch)
             centre_loss = loss(logits(model, x), y)
-    return Surface(
-        **values,
-        alpha=alpha,
-        beta=beta,
-        directions=vectors,
-        axes=names,
-        unit=ball.eps,
-        projected=limits,
-        labels=y,
-        centre_loss=centre_loss,
-        made=record,
-    )
+        return Surface(
+            **values, alpha=alpha, beta=beta, directions=vectors, axes=names, unit=ball.eps, projected=limits,
+            labels=y, centre_loss=centre_loss, made=UNSIGNED,
+        )  # fmt: skip
+
+    options = {
+        "ball": ball, "directions": directions if isinstance(directions, str) else "given", "span": span,
+        "points": points, "loss": loss, "steps": steps, "box": box,
+    }  # fmt: skip
+    call = "input_plane" if is_plane else "input_line"
+    return measured(run, model, x, y, ball, call=call, options=options, batch=batch, generator=generator)
 
 
 def _directions(
     model: nn.Module,
-    x: Images,
-    y: Labels,
+    chunk: Chunk,
     ball: Ball,
     directions: Directions | tuple[Images, ...],
     loss: Loss,
     steps: int,
-    generator: torch.Generator | None,
     is_plane: bool,
 ) -> tuple[tuple[Images, ...], tuple[str, str]]:
+    x, y = chunk.x, chunk.y
     if not isinstance(directions, str):
         wanted = 2 if is_plane else 1
+        directions = tuple(d[chunk.where] for d in directions)
         shapes = [tuple(d.shape) for d in directions]
         if shapes != [tuple(x.shape)] * wanted or not all(d.isfinite().all() and d.any() for d in directions):
             raise ValueError(
@@ -151,7 +139,7 @@ def _directions(
         return tuple(d.to(x) for d in directions), ("first given direction", "second given direction")
     if directions == "adversarial":
         # the margin does not saturate: cross-entropy would leave a confident model without a direction
-        move = pgd(model, x, y, ball, steps=steps, loss=margin).adversarial - x
+        move = perturb(model, x, y, ball, steps=steps, step_size=2.5 * ball.eps / steps, loss=margin, start=x) - x
     elif directions == "gradient":
         move = ball.steepest(input_gradient(model, x, y, loss)[2])
     else:
@@ -159,7 +147,8 @@ def _directions(
     first = move / expand(ball.length(move), move)  # nan where the attack found no way at all
     if not is_plane:
         return (first,), (directions, "none")
-    second = gaussian(x, generator).sign() if ball.norm == "linf" else gaussian(x, generator)
+    noise = gaussian(x, chunk.draws())
+    second = noise.sign() if ball.norm == "linf" else noise
     second = second - expand((second * first).flatten(1).sum(1) / l2(first) ** 2, first) * first
     second = second * expand(l2(first) / l2(second), second)
     return (first, second), (directions, "random orthogonal")

@@ -1,0 +1,167 @@
+"""A measurement over many samples: cut into chunks, checked, joined, signed. Memory stays flat, numbers the same."""
+
+import dataclasses
+import functools
+import hashlib
+import typing
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .ball import Ball
+from .door import admit, check_images, check_labels
+from .draws import Draws, keys, seed
+from .model import frozen
+from .provenance import Made, made
+from .types import Images, ImagesLike, Labels, LabelsLike
+
+Result = TypeVar("Result")
+BATCH = 256  # images in the model at a time, where the caller does not say
+
+
+class Chunk(NamedTuple):
+    """Checked samples, on the model's device, and where they stand among all."""
+
+    x: Images
+    y: Labels
+    where: slice
+    draws: Callable[[], Draws]  # random streams of these samples; asking for them advances the caller's generator
+
+
+def measured(
+    run: Callable[[Chunk], Result],
+    model: nn.Module,
+    x: ImagesLike,
+    y: LabelsLike | None,
+    ball: Ball,
+    *,
+    call: str,
+    options: Mapping[str, object],
+    batch: int | None,
+    generator: torch.Generator | None,
+    stochastic: bool = False,
+) -> Result:
+    """Run a measurement on all samples, `batch` at a time, and say in the result how it was made.
+
+    `x` is a tensor, an array, or an iterable such as a DataLoader of images or (images, labels). A chunk that does not
+    fit into memory is halved, which is said once. Raises ValueError as the door does.
+    """
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch is {batch}, expected at least 1")
+    seeded = functools.cache(lambda: seed(generator))
+    parts: list[Result] = []
+    print_of_data = hashlib.sha256()
+    offset, size = 0, batch or BATCH
+    with frozen(model), tqdm(desc=call, unit="sample", delay=3, disable=None, total=_length(x)) as bar:
+        for images, labels in _blocks(model, x, y, ball):
+            start = 0
+            while start < len(images):
+                part = images[start : start + size]
+                where = slice(offset + start, offset + start + len(part))
+                try:
+                    given = None if labels is None else labels[start : start + size]
+                    given = admit(model, part, given, stochastic=stochastic, probe=not parts, offset=where.start)
+                    hashes = keys(part)
+                    draws = functools.cache(lambda hashes=hashes: Draws.of(seeded(), hashes))
+                    parts.append(run(Chunk(part, given, where, draws)))
+                except (RuntimeError, MemoryError) as error:
+                    size = _smaller(size, len(part), error)
+                    continue
+                for mark, label in zip(hashes, given.tolist(), strict=True):
+                    print_of_data.update(mark + label.to_bytes(8, "little", signed=True))
+                start += len(part)
+                bar.update(len(part))
+            offset += len(images)
+        if not parts:
+            raise ValueError("x yields no images, expected at least one batch")
+        record = made(call, model, print_of_data.hexdigest()[:16], str(part.device), generator, **options)
+    return _signed(join(parts), record)
+
+
+def join(parts: list[Result]) -> Result:
+    """Results on parts of the samples as one result on all: tensors are joined along the axis named batch."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    hints = typing.get_type_hints(type(first), include_extras=True)
+    fields = {}
+    for field in dataclasses.fields(first):  # type: ignore[arg-type]
+        values = [getattr(part, field.name) for part in parts]
+        fields[field.name] = _joined(values, hints[field.name])
+    return dataclasses.replace(first, **fields)  # type: ignore[type-var]
+
+
+def _joined(values: list[Any], hint: Any) -> Any:
+    if isinstance(values[0], tuple) and values[0] and isinstance(values[0][0], Tensor):
+        inner = typing.get_args(hint)[0]
+        return tuple(_joined(list(items), inner) for items in zip(*values, strict=True))
+    if isinstance(values[0], Tensor):
+        # an optional tensor is a union; the member with dimensions is the tensor
+        kind = next((k for k in (hint, *typing.get_args(hint)) if hasattr(k, "dim_str")), None)
+        names = kind.dim_str.split() if kind is not None else []
+        if "*summed" in names:
+            return torch.stack(values).sum(0)
+        return torch.cat(values, names.index("batch")) if "batch" in names else values[0]
+    if dataclasses.is_dataclass(values[0]) and not isinstance(values[0], Ball | Made):
+        return join(values)
+    return values[0]
+
+
+def _signed(result: Any, record: Made) -> Any:
+    """The result, and the results within it, with their record."""
+    changes = {}
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        if isinstance(value, Made):
+            changes[field.name] = record
+        elif dataclasses.is_dataclass(value) and not isinstance(value, Ball):
+            changes[field.name] = _signed(value, record)
+    return dataclasses.replace(result, **changes)
+
+
+def _blocks(
+    model: nn.Module, x: ImagesLike, y: LabelsLike | None, ball: Ball
+) -> Iterator[tuple[Images, Labels | None]]:
+    """The samples as the caller hands them over, checked: one tensor, or one batch after the other."""
+    if isinstance(x, Tensor | np.ndarray) or not isinstance(x, Iterable):
+        images = check_images(model, x, ball)
+        yield images, None if y is None else check_labels(y, len(images), images.device)
+        return
+    if y is not None:
+        raise ValueError("y is given beside an iterable of batches, expected y=None: the batches bring their labels")
+    home = next((t.device for t in (*model.parameters(), *model.buffers())), None)
+    seen = 0
+    for item in x:
+        pair = item if isinstance(item, tuple | list) else (item, None)
+        if len(pair) != 2:
+            raise ValueError(f"x yields batches of {len(pair)} parts, expected images or (images, labels)")
+        batch = pair[0].to(home) if isinstance(pair[0], Tensor) else pair[0]
+        images = check_images(model, batch, ball, offset=seen)
+        seen += len(images)
+        yield images, None if pair[1] is None else check_labels(pair[1], len(images), images.device)
+
+
+def _length(x: ImagesLike) -> int | None:
+    if isinstance(x, Tensor | np.ndarray):
+        return len(x)
+    try:
+        return len(x.dataset)  # type: ignore[union-attr]
+    except (AttributeError, TypeError):
+        return None
+
+
+def _smaller(size: int, samples: int, error: Exception) -> int:
+    """Half the chunk, if the error is a lack of memory and there is something to halve."""
+    lacks = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    if not lacks or samples == 1:
+        raise error
+    half = max(1, min(size, samples) // 2)
+    warnings.warn(f"out of memory with {samples} samples at a time; going on with {half}", RuntimeWarning, stacklevel=4)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return half

@@ -1,0 +1,121 @@
+"""The door: what every measurement relies on is checked here, once, in the caller's words."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .ball import Ball
+from .model import logits
+from .types import Images, ImagesLike, Labels, LabelsLike, Logits
+
+PROBE = 16  # samples that are run twice to see whether the model answers the same
+
+
+def check_images(model: nn.Module, x: ImagesLike, ball: Ball, *, name: str = "x", offset: int = 0) -> Images:
+    """Finite floating-point pixels inside the box, on the model's device, in at least float32.
+
+    `offset` is how many samples came before these, so that messages count as the caller does. Raises ValueError.
+    """
+    home = next((t.device for t in (*model.parameters(), *model.buffers())), None)
+    if isinstance(x, np.ndarray):
+        x = torch.from_numpy(np.ascontiguousarray(x)).to(home)
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} is a {type(x).__name__}, expected a tensor or array of images (batch, ...)")
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{name} holds {x.dtype}, expected floating-point pixels in [{ball.low}, {ball.high}]; "
+            "divide 8-bit images by 255"
+        )
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}, expected a batch of at least one image, such as "
+            "(batch, channels, height, width)"
+        )
+    if home is not None and x.device != home:
+        raise ValueError(f"{name} is on {x.device}, the model on {home}; move one of them with .to(...)")
+    x = x.detach().clone() if x.is_inference() else x.detach()
+    bad = ~x.isfinite().flatten(1).all(1)
+    if bad.any():
+        raise ValueError(
+            f"{name} holds NaN or infinity in {int(bad.sum())} of {len(x)} samples, the first of them "
+            f"sample {offset + int(bad.nonzero()[0])}; expected finite pixels"
+        )
+    if x.amin() < ball.low or x.amax() > ball.high:
+        raise ValueError(
+            f"{name} spans [{x.amin():.3g}, {x.amax():.3g}], outside the pixel box [{ball.low}, {ball.high}]; "
+            "put normalisation inside the model (gradlens.Normalized)"
+        )
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def check_labels(y: LabelsLike, batch: int, device: torch.device) -> Labels:
+    """One class number an image. Raises ValueError."""
+    labels = y if isinstance(y, Tensor) else torch.as_tensor(np.asarray(y))
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"y holds {labels.dtype}, expected integer class numbers")
+    if labels.shape != (batch,):
+        raise ValueError(f"y has shape {tuple(labels.shape)}, expected ({batch},): one class number an image")
+    return labels.to(device=device, dtype=torch.long)
+
+
+@torch.no_grad()
+def admit(
+    model: nn.Module, x: Images, y: Labels | None, *, stochastic: bool = False, probe: bool = True, offset: int = 0
+) -> Labels:
+    """The labels, the model's own predictions if there are none, once the model's answers to `x` have been checked.
+
+    `stochastic` admits a model that answers differently on each pass; without `probe` that is not looked at again.
+    To be called within `frozen`. Raises ValueError naming the argument, what came and what was expected.
+    """
+    answer = _answer(model, x, offset)
+    if probe and not stochastic:
+        _refuse_random(model, x[:PROBE])
+    if y is None:
+        return answer.argmax(1)
+    if y.amin() < 0 or y.amax() >= answer.shape[1]:
+        raise ValueError(
+            f"y spans {int(y.amin())}..{int(y.amax())}, expected class numbers in 0..{answer.shape[1] - 1}, "
+            f"as the model has {answer.shape[1]} outputs"
+        )
+    return y
+
+
+def _answer(model: nn.Module, x: Images, offset: int) -> Logits:
+    """One forward pass whose failure, shape or values are reported in the caller's words."""
+    try:
+        answer = logits(model, x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} and type {x.dtype} does not go through the model "
+            f"({type(model).__name__}): {error}"
+        ) from error
+    if not isinstance(answer, Tensor) or answer.ndim != 2 or answer.shape[0] != len(x) or answer.shape[1] < 2:
+        came = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+        raise ValueError(
+            f"model returns {came} for {len(x)} images, expected logits (batch, classes) with at least two classes"
+        )
+    if not answer.is_floating_point():
+        raise ValueError(f"model returns {answer.dtype}, expected floating-point logits (batch, classes)")
+    bad = ~answer.isfinite().all(1)
+    if bad.any():
+        raise ValueError(
+            f"model returns NaN or infinite logits for {int(bad.sum())} of {len(x)} samples, the first of "
+            f"them sample {offset + int(bad.nonzero()[0])}; expected finite logits"
+        )
+    if answer.amin() >= 0 and len(answer) > 1 and ((answer.sum(1) - 1).abs() < 1e-4).all():
+        raise ValueError(
+            "model returns probabilities (each row is positive and sums to 1), expected logits; leave the softmax out, "
+            "its saturation would be measured instead of the model"
+        )
+    return answer
+
+
+def _refuse_random(model: nn.Module, x: Images) -> None:
+    first, second = logits(model, x), logits(model, x)
+    gap = (first - second).abs().amax()
+    # parallel sums on a GPU differ in the last digits from pass to pass; a random defence differs by far more
+    if gap > 1e-5 * first.abs().amax().clamp(min=1e-30):
+        raise ValueError(
+            f"model is random between two passes: the same images gave logits that differ by {gap:.3g}; "
+            "expected a deterministic one (pgd takes samples=k to average over the randomness)"
+        )
