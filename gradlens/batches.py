@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .ball import Ball
-from .door import admit, check_images, check_labels
+from .door import admit, check_images, check_labels, lacks_memory
 from .draws import Draws, keys, seed
 from .model import frozen
 from .provenance import Made, made
@@ -157,8 +157,7 @@ def _length(x: ImagesLike) -> int | None:
 
 def _smaller(size: int, samples: int, error: Exception) -> int:
     """Half the chunk, if the error is a lack of memory and there is something to halve."""
-    lacks = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-    if not lacks or samples == 1:
+    if not lacks_memory(error) or samples == 1:
         raise error
     half = max(1, min(size, samples) // 2)
     warnings.warn(f"out of memory with {samples} samples at a time; going on with {half}", RuntimeWarning, stacklevel=4)

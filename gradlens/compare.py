@@ -75,14 +75,14 @@ def compare(
 
 def _by_sample(
     a: list[np.ndarray], b: list[np.ndarray], level: float, resamples: int, rng: np.random.Generator
-) -> dict[str, float]:
+) -> dict[str, Any]:
     from scipy.stats import binomtest, rankdata, wilcoxon
 
     first, second = np.mean(a, axis=0), np.mean(b, axis=0)
     kept = np.isfinite(first) & np.isfinite(second)
     first, second = first[kept], second[kept]
     n = len(first)
-    row: dict[str, float] = {"samples": n}
+    row: dict[str, Any] = {"samples": n}
     picks = rng.integers(0, n, (resamples, n)) if n else np.zeros((0, 0), int)
     tails = [(1 - level) / 2, (1 + level) / 2]
     for name, part in (("a", first), ("b", second), ("difference", first - second)):
@@ -104,7 +104,7 @@ def _by_sample(
     }
 
 
-def _by_seed(a: list[np.ndarray], b: list[np.ndarray], level: float) -> dict[str, float]:
+def _by_seed(a: list[np.ndarray], b: list[np.ndarray], level: float) -> dict[str, Any]:
     from scipy.stats import ttest_ind
 
     first, second = (np.array([np.nanmedian(v) for v in seeds]) for seeds in (a, b))

@@ -80,11 +80,18 @@ def admit(
     return y
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Is this error a want of memory, on a GPU or here?"""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def _answer(model: nn.Module, x: Images, offset: int) -> Logits:
     """One forward pass whose failure, shape or values are reported in the caller's words."""
     try:
         answer = logits(model, x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # some models assert their shapes, some run into a missing key
+        if lacks_memory(error):
+            raise
         raise ValueError(
             f"x of shape {tuple(x.shape)} and type {x.dtype} does not go through the model "
             f"({type(model).__name__}): {error}"

@@ -57,7 +57,7 @@ class Entropy:
     def reliability(self, bins: int = BINS, *, adaptive: bool = False, attacked: bool = False) -> DataFrame:
         """Accuracy and mean confidence per bin (low, high], a row a bin; confidence 1 is in the last one.
 
-        Bins are equally wide or, if `adaptive`, hold equally many samples (to one). On clean or on attacked inputs.
+        Bins are equally wide or, if `adaptive`, hold equally many samples but for ties. On clean or on attacked inputs.
         Raises ValueError for fewer than one bin.
         """
         import pandas as pd
@@ -68,9 +68,10 @@ class Entropy:
         correct = self.correct_adversarial if attacked else self.correct
         edges = np.linspace(0, 1, bins + 1)
         if adaptive:
-            rank = np.argsort(np.argsort(confidence, kind="stable"), kind="stable")
-            which = rank * bins // max(1, len(rank))
-            ends = [confidence[which == b].max() if (which == b).any() else np.nan for b in range(bins - 1)]
+            # equal confidences share a bin, or the order of the samples would decide
+            places = np.ceil(len(confidence) * np.arange(1, bins) / bins).astype(int) - 1
+            ends = np.sort(confidence)[places]
+            which = np.searchsorted(ends, confidence, side="left")
             edges = np.array([0.0, *ends, 1.0])
         else:
             which = np.clip(np.ceil(np.nan_to_num(confidence) * bins).astype(int) - 1, 0, bins - 1)

@@ -15,7 +15,19 @@ from .draws import Draws
 from .losses import cross_entropy, dlr, margin
 from .model import logits
 from .provenance import UNSIGNED, Made
-from .types import Images, ImagesLike, Labels, LabelsLike, Logits, Loss, PerDtype, PerLoss, PerSample, PerScale
+from .types import (
+    Images,
+    ImagesLike,
+    Labels,
+    LabelsLike,
+    Logits,
+    Loss,
+    PerDtype,
+    PerLoss,
+    PerSample,
+    PerScale,
+    PerSmoothLoss,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -48,7 +60,7 @@ class Gradients:
     lipschitz: (
         PerSample  # largest ||grad margin||_2 met at x and x + eta: a lower bound of the local Lipschitz constant
     )
-    linearity: PerLoss  # largest |L(x + d) - L(x) - d.g| over the points d tried (Qin et al. 2019): a lower bound
+    linearity: PerSmoothLoss  # largest |L(x + d) - L(x) - d.g| over the points d tried (Qin et al. 2019): a lower bound
     curvature: PerSample  # ||g(x + h z) - g(x)|| / ||h z||, z the steepest direction, h = eps / 10, cross-entropy
     jacobian_norm: PerSample  # Frobenius norm of d logits / d x; nan unless asked for
     scaled_norm: PerScale  # ||grad CE(s z)||_2 with the logits z multiplied by each of `scales`
@@ -198,7 +210,7 @@ class _Around(NamedTuple):
     gradalign: PerSample
     signal_to_noise: PerSample
     lipschitz: PerSample
-    linearity: PerLoss
+    linearity: PerSmoothLoss
     curvature: PerSample
 
 
