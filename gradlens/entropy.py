@@ -111,7 +111,7 @@ def entropy(
         after: tuple[PerSample, PerSample, SampleMask | None] = (nothing, nothing, None)
         kl = nothing
         if attacked is not None:
-            moved, _ = admit(model, attacked, None, ball)
+            moved, _ = admit(model, attacked, None, ball, name="adversarial")
             if moved.shape != x.shape:
                 raise ValueError(f"adversarial has shape {tuple(moved.shape)}, expected x's shape {tuple(x.shape)}")
             log_q = logits(model, moved).log_softmax(1)

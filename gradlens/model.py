@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         raise ValueError(f"model is a {type(model).__name__}, expected a torch.nn.Module that maps images to logits")
     modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
+    held = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
+    buffers = {buffer: buffer.detach().clone() for _, _, buffer in held}
     try:
         model.eval().requires_grad_(False)
         with torch.inference_mode(False), torch.enable_grad():
@@ -35,6 +37,9 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
+        for module, name, buffer in held:
+            if getattr(module, name) is not buffer:  # a forward pass put another in its place
+                setattr(module, name, buffer)
         with torch.no_grad():
             for buffer, value in buffers.items():
                 if not _same_bits(buffer, value):
@@ -67,9 +72,7 @@ def logits(model: nn.Module, x: Images) -> Logits:
 
     The model sees a copy, since some begin with an in-place layer; a half-precision model sees it in its own type.
     """
-    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
-    answer = model(x.to(kind) if x.dtype != kind else x.clone())
-    return answer.float() if answer.dtype in (torch.float16, torch.bfloat16) else answer
+    return _at_least_single(_forward(model, x))
 
 
 def input_gradient(model: nn.Module, x: Images, y: Labels, loss: Loss) -> tuple[Logits, PerSample, Images]:
@@ -95,18 +98,18 @@ def predict(model: nn.Module, x: Images) -> Labels:
 
 
 def admit(
-    model: nn.Module, x: ImagesLike, y: LabelsLike | None, ball: Ball, *, stochastic: bool = False
+    model: nn.Module, x: ImagesLike, y: LabelsLike | None, ball: Ball, *, stochastic: bool = False, name: str = "x"
 ) -> tuple[Images, Labels]:
     """Check at the door, once, what every measurement relies on; without labels, the model's own predictions are used.
 
     Arrays become tensors on the model's device, half-precision images float32. `stochastic` admits a model that
-    answers differently on each pass. To be called within `frozen`.
+    answers differently on each pass; `name` is what the caller calls the images. To be called within `frozen`.
 
     Raises ValueError naming the argument, what came and what was expected.
     """
-    images = _images(model, x, ball)
+    images = _images(model, x, ball, name)
     with torch.no_grad():
-        answer = _answer(model, images)
+        answer = _answer(model, images, name)
         if not stochastic:
             _refuse_random(model, images[:PROBE])
     if y is None:
@@ -114,46 +117,56 @@ def admit(
     return images, _labels(y, len(images), answer.shape[1], images.device)
 
 
-def _images(model: nn.Module, x: ImagesLike, ball: Ball) -> Images:
+def _forward(model: nn.Module, x: Images) -> Any:
+    """What the model makes of a copy of `x`, whatever that is."""
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    return model(x.to(kind) if x.dtype != kind else x.clone())
+
+
+def _at_least_single(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def _images(model: nn.Module, x: ImagesLike, ball: Ball, name: str) -> Images:
     home = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     if isinstance(x, np.ndarray):
-        x = torch.from_numpy(x).to(home)
+        x = _tensor(x, f"{name} holds {x.dtype}, expected floating-point pixels in [{ball.low}, {ball.high}]").to(home)
     if not isinstance(x, Tensor):
-        raise ValueError(f"x is a {type(x).__name__}, expected a tensor or array of images (batch, ...)")
+        raise ValueError(f"{name} is a {type(x).__name__}, expected a tensor or array of images (batch, ...)")
     if not x.is_floating_point():
         raise ValueError(
-            f"x holds {x.dtype}, expected floating-point pixels in [{ball.low}, {ball.high}]; "
+            f"{name} holds {x.dtype}, expected floating-point pixels in [{ball.low}, {ball.high}]; "
             "divide 8-bit images by 255"
         )
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(
-            f"x has shape {tuple(x.shape)}, expected a batch of at least one image, such as "
+            f"{name} has shape {tuple(x.shape)}, expected a batch of at least one image, such as "
             "(batch, channels, height, width)"
         )
     if home is not None and x.device != home:
-        raise ValueError(f"x is on {x.device}, the model on {home}; move one of them with .to(...)")
+        raise ValueError(f"{name} is on {x.device}, the model on {home}; move one of them with .to(...)")
     x = x.detach().clone() if x.is_inference() else x.detach()
     bad = ~x.isfinite().flatten(1).all(1)
     if bad.any():
         raise ValueError(
-            f"x holds NaN or infinity in {int(bad.sum())} of {len(x)} samples, the first of them "
+            f"{name} holds NaN or infinity in {int(bad.sum())} of {len(x)} samples, the first of them "
             f"sample {int(bad.nonzero()[0])}; expected finite pixels"
         )
     if x.amin() < ball.low or x.amax() > ball.high:
         raise ValueError(
-            f"x spans [{x.amin():.3g}, {x.amax():.3g}], outside the pixel box [{ball.low}, {ball.high}]; "
+            f"{name} spans [{x.amin():.3g}, {x.amax():.3g}], outside the pixel box [{ball.low}, {ball.high}]; "
             "put normalisation inside the model (gradlens.Normalized)"
         )
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return _at_least_single(x)
 
 
-def _answer(model: nn.Module, x: Images) -> Logits:
+def _answer(model: nn.Module, x: Images, name: str) -> Logits:
     """One forward pass whose failure, shape or values are reported in the caller's words."""
     try:
-        answer = logits(model, x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        answer = _forward(model, x)
+    except Exception as error:  # some models assert their shapes, some run into a missing key
         raise ValueError(
-            f"x of shape {tuple(x.shape)} and type {x.dtype} does not go through the model "
+            f"{name} of shape {tuple(x.shape)} and type {x.dtype} does not go through the model "
             f"({type(model).__name__}): {error}"
         ) from error
     if not isinstance(answer, Tensor) or answer.ndim != 2 or answer.shape[0] != len(x) or answer.shape[1] < 2:
@@ -169,7 +182,7 @@ def _answer(model: nn.Module, x: Images) -> Logits:
             f"model returns NaN or infinite logits for {int(bad.sum())} of {len(x)} samples, the first of "
             f"them sample {int(bad.nonzero()[0])}; expected finite logits"
         )
-    return answer
+    return _at_least_single(answer)
 
 
 def _refuse_random(model: nn.Module, x: Images) -> None:
@@ -184,17 +197,27 @@ def _refuse_random(model: nn.Module, x: Images) -> None:
 
 
 def _labels(y: LabelsLike, batch: int, classes: int, device: torch.device) -> Labels:
-    labels = y if isinstance(y, Tensor) else torch.as_tensor(np.asarray(y))
+    labels = y if isinstance(y, Tensor) else _tensor(y, f"y is {y!r:.80}, expected integer class numbers")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"y holds {labels.dtype}, expected integer class numbers")
     if labels.shape != (batch,):
         raise ValueError(f"y has shape {tuple(labels.shape)}, expected ({batch},): one class number an image")
+    labels = labels.to(device=device, dtype=torch.long)
     if labels.amin() < 0 or labels.amax() >= classes:
         raise ValueError(
             f"y spans {int(labels.amin())}..{int(labels.amax())}, expected class numbers in "
             f"0..{classes - 1}, as the model has {classes} outputs"
         )
-    return labels.to(device=device, dtype=torch.long)
+    return labels
+
+
+def _tensor(values: object, complaint: str) -> Tensor:
+    """A tensor of its own, also of arrays that are read-only, turned around or in another byte order."""
+    try:
+        array = np.array(values)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(complaint) from error
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

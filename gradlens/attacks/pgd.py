@@ -223,7 +223,8 @@ def _read(logits: Logits, loss: PerSample, grad: Images, point: Images, x: Image
 def _sign_agreement(a: Images, b: Images) -> PerSample:
     both = (a != 0) & (b != 0)
     same = both & (a.sign() == b.sign())
-    return same.flatten(1).sum(1) / both.flatten(1).sum(1)  # 0 / 0 is nan: no pixel to compare
+    kept, compared = (mask.flatten(1).sum(1).to(a.dtype) for mask in (same, both))
+    return kept / compared  # 0 / 0 is nan: no pixel to compare
 
 
 def _start(start: ImagesLike, x: Images, ball: Ball) -> Images:
