@@ -133,7 +133,10 @@ def _blocks(
         yield images, None if y is None else check_labels(y, len(images), images.device)
         return
     if y is not None:
-        raise ValueError("y is given beside an iterable of batches, expected y=None: the batches bring their labels")
+        raise ValueError(
+            f"x is a {type(x).__name__}, expected a tensor or array of images (batch, ...) beside y; "
+            "an iterable of batches brings its own labels, with y=None"
+        )
     home = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     seen = 0
     for item in x:

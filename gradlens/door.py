@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from .ball import Ball
-from .model import logits
+from .model import at_least_single, forward, logits
 from .types import Images, ImagesLike, Labels, LabelsLike, Logits
 
 PROBE = 16  # samples that are run twice to see whether the model answers the same
@@ -18,7 +18,7 @@ def check_images(model: nn.Module, x: ImagesLike, ball: Ball, *, name: str = "x"
     """
     home = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     if isinstance(x, np.ndarray):
-        x = torch.from_numpy(np.ascontiguousarray(x)).to(home)
+        x = _tensor(x, f"{name} holds {x.dtype}, expected floating-point pixels in [{ball.low}, {ball.high}]").to(home)
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} is a {type(x).__name__}, expected a tensor or array of images (batch, ...)")
     if not x.is_floating_point():
@@ -45,12 +45,12 @@ def check_images(model: nn.Module, x: ImagesLike, ball: Ball, *, name: str = "x"
             f"{name} spans [{x.amin():.3g}, {x.amax():.3g}], outside the pixel box [{ball.low}, {ball.high}]; "
             "put normalisation inside the model (gradlens.Normalized)"
         )
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return at_least_single(x)
 
 
 def check_labels(y: LabelsLike, batch: int, device: torch.device) -> Labels:
     """One class number an image. Raises ValueError."""
-    labels = y if isinstance(y, Tensor) else torch.as_tensor(np.asarray(y))
+    labels = y if isinstance(y, Tensor) else _tensor(y, f"y is {y!r:.80}, expected integer class numbers")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"y holds {labels.dtype}, expected integer class numbers")
     if labels.shape != (batch,):
@@ -67,7 +67,7 @@ def admit(
     `stochastic` admits a model that answers differently on each pass; without `probe` that is not looked at again.
     To be called within `frozen`. Raises ValueError naming the argument, what came and what was expected.
     """
-    answer = _answer(model, x, offset)
+    answer = check_answer(model, x, offset=offset)
     if probe and not stochastic:
         _refuse_random(model, x[:PROBE])
     if y is None:
@@ -85,15 +85,15 @@ def lacks_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _answer(model: nn.Module, x: Images, offset: int) -> Logits:
-    """One forward pass whose failure, shape or values are reported in the caller's words."""
+def check_answer(model: nn.Module, x: Images, *, name: str = "x", offset: int = 0) -> Logits:
+    """The logits of one forward pass, whose failure, shape or values are reported in the caller's words."""
     try:
-        answer = logits(model, x)
+        answer = forward(model, x)
     except Exception as error:  # some models assert their shapes, some run into a missing key
         if lacks_memory(error):
             raise
         raise ValueError(
-            f"x of shape {tuple(x.shape)} and type {x.dtype} does not go through the model "
+            f"{name} of shape {tuple(x.shape)} and type {x.dtype} does not go through the model "
             f"({type(model).__name__}): {error}"
         ) from error
     if not isinstance(answer, Tensor) or answer.ndim != 2 or answer.shape[0] != len(x) or answer.shape[1] < 2:
@@ -114,7 +114,7 @@ def _answer(model: nn.Module, x: Images, offset: int) -> Logits:
             "model returns probabilities (each row is positive and sums to 1), expected logits; leave the softmax out, "
             "its saturation would be measured instead of the model"
         )
-    return answer
+    return at_least_single(answer)
 
 
 def _refuse_random(model: nn.Module, x: Images) -> None:
@@ -126,3 +126,12 @@ def _refuse_random(model: nn.Module, x: Images) -> None:
             f"model is random between two passes: the same images gave logits that differ by {gap:.3g}; "
             "expected a deterministic one (pgd takes samples=k to average over the randomness)"
         )
+
+
+def _tensor(values: object, complaint: str) -> Tensor:
+    """A tensor of its own, also of arrays that are read-only, turned around or in another byte order."""
+    try:
+        array = np.array(values)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(complaint) from error

@@ -13,7 +13,7 @@ from torch import nn
 from .attacks.trace import PGDTrace
 from .ball import Ball
 from .batches import Chunk, measured
-from .door import check_images
+from .door import check_answer, check_images
 from .model import logits
 from .provenance import UNSIGNED, Made
 from .types import Images, ImagesLike, Labels, LabelsLike, PerPoint, PerSample, SampleMask
@@ -136,6 +136,8 @@ def entropy(
     Raises ValueError for inputs outside the box, wrong shapes or labels, a random model.
     """
     attacked = adversarial.adversarial if isinstance(adversarial, PGDTrace) else adversarial
+    if hasattr(attacked, "shape") and hasattr(x, "shape") and attacked.shape != x.shape:
+        raise ValueError(f"adversarial has shape {tuple(attacked.shape)}, expected x's shape {tuple(x.shape)}")
     has_labels = y is not None or not isinstance(x, torch.Tensor | np.ndarray)
 
     @torch.no_grad()
@@ -145,7 +147,8 @@ def entropy(
         nothing = torch.full_like(before.entropy, torch.nan)
         after, kl, js = _Reading(nothing, nothing, None), nothing, nothing
         if attacked is not None:
-            log_q = logits(model, _moved(model, attacked, chunk, ball)).log_softmax(1)
+            moved = _moved(model, attacked, chunk, ball)
+            log_q = check_answer(model, moved, name="adversarial", offset=chunk.where.start).log_softmax(1)
             after = _read(log_q, chunk.y if has_labels else None)
             log_m = torch.logaddexp(log_p, log_q) - np.log(2)
             kl = _kl(log_p, log_q)
@@ -182,5 +185,5 @@ def _moved(model: nn.Module, attacked: ImagesLike, chunk: Chunk, ball: Ball) -> 
         raise ValueError(f"adversarial is a {type(attacked).__name__}, expected images of x's shape or a PGDTrace")
     moved = check_images(model, attacked[chunk.where], ball, name="adversarial", offset=chunk.where.start)
     if moved.shape != chunk.x.shape:
-        raise ValueError(f"adversarial has shape {tuple(attacked.shape)}, expected x's shape: one image for each")
+        raise ValueError(f"adversarial has shape {tuple(moved.shape)}, expected x's shape {tuple(chunk.x.shape)}")
     return moved

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         raise ValueError(f"model is a {type(model).__name__}, expected a torch.nn.Module that maps images to logits")
     modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
+    held = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
+    buffers = {buffer: buffer.detach().clone() for _, _, buffer in held}
     try:
         model.eval().requires_grad_(False)
         with torch.inference_mode(False), torch.enable_grad():
@@ -31,6 +33,9 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
+        for module, name, buffer in held:
+            if getattr(module, name) is not buffer:  # a forward pass put another in its place
+                setattr(module, name, buffer)
         with torch.no_grad():
             for buffer, value in buffers.items():
                 if not _same_bits(buffer, value):
@@ -63,9 +68,18 @@ def logits(model: nn.Module, x: Images) -> Logits:
 
     The model sees a copy, since some begin with an in-place layer; a half-precision model sees it in its own type.
     """
+    return at_least_single(forward(model, x))
+
+
+def forward(model: nn.Module, x: Images) -> Any:
+    """What the model makes of a copy of `x`, whatever that is."""
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
-    answer = model(x.to(kind) if x.dtype != kind else x.clone())
-    return answer.float() if answer.dtype in (torch.float16, torch.bfloat16) else answer
+    return model(x.to(kind) if x.dtype != kind else x.clone())
+
+
+def at_least_single(t: Tensor) -> Tensor:
+    """Half precision as float32, other types as they are."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def input_gradient(model: nn.Module, x: Images, y: Labels, loss: Loss) -> tuple[Logits, PerSample, Images]:

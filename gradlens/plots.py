@@ -232,7 +232,9 @@ def publish(
     if not str(out):
         return fig
     folder = Path(out)
-    order = len(list(folder.glob("*.json"))) if folder.is_dir() else 0
+    place = folder / f"{name}.json"
+    # a figure that is drawn again keeps its place among the others
+    order = json.loads(place.read_text())["order"] if place.is_file() else len(list(folder.glob("*.json")))
     for kind in ("png", "pdf"):
         path = folder / f"{name}.{kind}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -250,5 +252,5 @@ def publish(
         "order": order,
         "made": asdict(made) if made else {"versions": versions(), "threads": torch.get_num_threads()},
     }
-    write(folder / f"{name}.json", (json.dumps(record, indent=2) + "\n").encode())
+    write(place, (json.dumps(record, indent=2) + "\n").encode())
     return fig

@@ -58,7 +58,7 @@ def digest(*tensors: object) -> str:
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "gradlens": version("gradlens")}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "gradlens": version("gradlens")}
 
 
 def _written(value: object) -> str:

@@ -76,7 +76,7 @@ def sharpness(model: nn.Module, x: ImagesLike, y: LabelsLike, *, seed: int = 0, 
         labels = admit(model, images, check_labels(y, len(images), images.device))
     twin = copy.deepcopy(model).eval().requires_grad_(True)
     twin.zero_grad(set_to_none=True)
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng([images.device.index] if images.is_cuda else []), warnings.catch_warnings():
         # pyhessian keeps a graph through .grad on purpose; the twin and its graph are dropped together below
         warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True")
         torch.manual_seed(seed)

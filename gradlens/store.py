@@ -32,12 +32,8 @@ def save(result: Any, path: str | os.PathLike[str]) -> Path:
     if type(result).__name__ not in RESULTS:
         raise ValueError(f"result is a {type(result).__name__}, expected one of {', '.join(RESULTS)}")
     tensors: dict[str, Tensor] = {}
-    record = _pack(result, "", tensors)
-    metadata = {
-        "format": FORMAT,
-        "result": json.dumps(record),
-        "sha256": digest(*(tensors[k] for k in sorted(tensors))),
-    }
+    record = json.dumps(_pack(result, "", tensors))
+    metadata = {"format": FORMAT, "result": record, "sha256": _seal(record, tensors)}
     return write(Path(path), safetensors.torch.save(tensors, metadata))
 
 
@@ -56,9 +52,10 @@ def load(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"path {os.fspath(path)!r} is damaged or no gradlens result: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"path {os.fspath(path)!r} says format {metadata.get('format')!r}, expected {FORMAT!r}")
-    if metadata.get("sha256") != digest(*(tensors[name] for name in sorted(tensors))):
-        raise ValueError(f"path {os.fspath(path)!r} is damaged: its tensors do not match the hash written with them")
-    return _unpack(json.loads(metadata["result"]), tensors)
+    record = metadata.get("result", "")
+    if metadata.get("sha256") != _seal(record, tensors):
+        raise ValueError(f"path {os.fspath(path)!r} is damaged: its content does not match the hash written with it")
+    return _unpack(json.loads(record), tensors)
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -76,6 +73,11 @@ def write(path: Path, content: bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def _seal(record: str, tensors: dict[str, Tensor]) -> str:
+    """The hash of all that a file says: the record and each tensor under its name."""
+    return digest(record, *(part for name in sorted(tensors) for part in (name, tensors[name])))
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

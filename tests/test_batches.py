@@ -135,7 +135,7 @@ def test_messages_count_samples_as_the_caller_does(cnn, images, labels) -> None:
     [
         ([], None, "x yields no images"),
         ([(torch.zeros(1, 2, 5, 5), [0], 1)], None, "x yields batches of 3 parts"),
-        ([torch.zeros(1, 2, 5, 5)], [0], "y is given beside an iterable"),
+        ([torch.zeros(1, 2, 5, 5)], [0], "x is a list, expected a tensor or array of images .* beside y"),
     ],
 )
 def test_bad_containers_are_refused_by_name(x, y, message, cnn) -> None:

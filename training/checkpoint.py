@@ -43,7 +43,12 @@ class Run:
 
     def model(self) -> nn.Module:
         """The classifier, in evaluation mode. Raises ValueError where the weights are not those that the run wrote."""
-        content = (self.path / "model.safetensors").read_bytes()
+        path = self.path / "model.safetensors"
+        if not path.is_file():
+            raise ValueError(
+                f"run {self.name!r}: model.safetensors is missing, expected the weights that the run wrote"
+            )
+        content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != self.record["checkpoint_sha256"]:
             raise ValueError(f"run {self.name!r}: model.safetensors is damaged, its SHA-256 differs from run.json")
         model = build(self.config, data.load(self.config.dataset))
@@ -86,8 +91,11 @@ def load(path: str | Path) -> Run:
             f"run {str(path)!r} holds no run.json, expected the folder of a finished run; make one with: "
             f"python -m training fit --out {path}"
         )
-    record = json.loads((folder / "run.json").read_text())
-    return Run(folder, Config(**record["config"]), record)
+    try:
+        record = json.loads((folder / "run.json").read_text())
+        return Run(folder, Config(**record["config"]), record)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"run {str(path)!r}: run.json is damaged or of another version: {error!r}") from error
 
 
 def load_all(folder: str | Path) -> list[Run]:

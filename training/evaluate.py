@@ -34,6 +34,8 @@ class Accuracy:
 def evaluate(run: Run, *, samples: int | None = None, seed: int = 0, steps: int = 20) -> list[Accuracy]:
     """Accuracy on the test part: clean, and under PGD on the cross-entropy and on the margin; images that any visited
     point fools count as wrong. The attacks use the data set's own ball."""
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples is {samples}, expected at least 1, or none given for all test images")
     dataset = data.load(run.config.dataset)
     x, y = data.subset(dataset.test, samples or len(dataset.test), seed)
     model, ball = run.model(), dataset.ball

@@ -16,16 +16,18 @@ def build(
 
     Raises ValueError for an unknown name, with the nearest known one.
     """
-    if name in MODELS:
-        body = MODELS[name](classes, shape)
-    elif name in torchvision.models.list_models(module=torchvision.models):
-        body = _torchvision(name, classes, shape)
-    else:
-        known = [*MODELS, *torchvision.models.list_models(module=torchvision.models)]
+    check(name)
+    body = MODELS[name](classes, shape) if name in MODELS else _torchvision(name, classes, shape)
+    return Normalized(body, mean, std)
+
+
+def check(name: str) -> None:
+    """Raises ValueError for an unknown name, with the nearest known one."""
+    known = [*MODELS, *torchvision.models.list_models(module=torchvision.models)]
+    if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"model is {name!r}, expected {', '.join(MODELS)} or a torchvision classifier{hint}")
-    return Normalized(body, mean, std)
 
 
 def cnn_small(classes: int, shape: tuple[int, ...]) -> nn.Module:
@@ -70,7 +72,12 @@ def cnn6(classes: int, shape: tuple[int, ...]) -> nn.Module:
 
 
 def _convolution(inputs: int, outputs: int, size: int = 3) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, size, padding="same"), nn.BatchNorm2d(outputs), nn.ReLU()]
+    layers = [nn.BatchNorm2d(outputs), nn.ReLU()]
+    if size % 2:
+        return [nn.Conv2d(inputs, outputs, size, padding="same"), *layers]
+    # what padding="same" does for an even window, without its warning
+    low, high = size // 2 - 1, size // 2
+    return [nn.ZeroPad2d((low, high, low, high)), nn.Conv2d(inputs, outputs, size), *layers]
 
 
 def _torchvision(name: str, classes: int, shape: tuple[int, ...]) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from training import data, schedule
+from training import data, models, schedule
 from training.checkpoint import Run
 from training.config import Config
 from training.fit import fit
@@ -27,18 +27,25 @@ def grid(path: Path) -> dict[str, Config]:
     """
     if not path.is_file():
         raise ValueError(f"sweep {str(path)!r} is not a file, expected a TOML file such as training/sweeps/digits.toml")
-    content = tomllib.loads(path.read_text())
+    try:
+        content = tomllib.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"sweep {str(path)!r} is no TOML: {error}") from error
     shared = content.pop("config", {})
-    known = {field.name for field in dataclasses.fields(Config)}
+    known = {field.name for field in dataclasses.fields(Config)} - set(AXES)
     if unknown := (set(content) - set(AXES)) | (set(shared) - known):
         raise ValueError(
             f"sweep {str(path)!r} has {', '.join(sorted(unknown))}, expected lists {', '.join(AXES)} and a "
-            f"table [config] of {', '.join(sorted(known - set(AXES)))}"
+            f"table [config] of {', '.join(sorted(known))}"
         )
+    for axis in AXES:
+        if not isinstance(content.get(axis, []), list):
+            raise ValueError(f"sweep {str(path)!r} has {axis} = {content[axis]!r}, expected a list")
     lists = [content.get(axis, [getattr(Config, axis)]) for axis in AXES]
     configs = [Config(**dict(zip(AXES, values, strict=True)), **shared) for values in itertools.product(*lists)]
     for config in configs:
         schedule.parse(config.schedule)
+        models.check(config.model)
         if config.dataset not in data.DATASETS:
             data.load(config.dataset)  # says what is expected
     return {name(config): config for config in configs}
@@ -55,10 +62,14 @@ def sweep(path: Path, out: Path, jobs: int) -> list[Run]:
     runs = grid(path)
     out.mkdir(parents=True, exist_ok=True)
     tasks = [(config, out / folder) for folder, config in runs.items()]
+    todo = [task for task in tasks if not (task[1] / "run.json").is_file()]
+    for config, folder in tasks:
+        if (config, folder) not in todo:
+            fit(config, folder)  # refuses a run of another config before the others are trained
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in the middle of their work
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        futures = [pool.submit(_one, *task) for task in tasks]
-        for future in tqdm(as_completed(futures), total=len(tasks), desc=path.stem, unit="run"):
+        futures = [pool.submit(_one, *task) for task in todo]
+        for future in tqdm(as_completed(futures), total=len(todo), desc=path.stem, unit="run"):
             future.result()
     return [fit(config, folder) for config, folder in tasks]
 

@@ -163,7 +163,8 @@ def _dot(a: Images, b: Images) -> PerSample:
 def _sign_agreement(a: Images, b: Images) -> PerSample:
     # signs are multiplied, not values: a product of two tiny values may underflow to 0
     signs = a.flatten(1).nan_to_num(0.0).sign() * b.flatten(1).nan_to_num(0.0).sign()
-    return (signs > 0).sum(1) / (signs != 0).sum(1)  # 0 / 0 is nan: no pixel to compare
+    kept, compared = (mask.sum(1).to(a.dtype) for mask in (signs > 0, signs != 0))
+    return kept / compared  # 0 / 0 is nan: no pixel to compare
 
 
 def _shape(grad: Images) -> Images:

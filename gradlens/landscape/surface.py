@@ -44,7 +44,8 @@ class Surface:
     @property
     def centre_error(self) -> float:
         """Largest difference between the grid's centre and the plain loss. Anything but rounding is a fault."""
-        return float((self.loss[self.centre] - self.centre_loss).abs().max())
+        gaps = (self.loss[self.centre] - self.centre_loss).abs()
+        return float(gaps.nan_to_num(-torch.inf).max()) if gaps.isfinite().any() else float("nan")
 
     @property
     def sharpness(self) -> PerSample:

@@ -1,0 +1,165 @@
+"""Building a set: train its runs, execute what is not current, and write down what came out."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+from figures import gallery, manifest, stamp
+from figures.execute import Job, Outcome, execute, prepare
+from figures.plan import Plan, cores
+
+
+def build(asked: Plan) -> int:
+    """Do what is planned and print each stage's time; 1 if a notebook failed, else 0."""
+    start = time.perf_counter()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    _recover(asked)
+    waiting = _stale(asked)
+    stages: dict[str, float] = {}
+    if asked.chosen.sweep is not None and (waiting or _swept(asked) != _read(asked.out / "set.json")):
+        sweep(asked)
+        stages["sweep"] = time.perf_counter() - start
+        print(f"{'sweep':<20} {stages['sweep']:7.1f} s")
+        waiting = _stale(asked)
+    for book in asked.notebooks:
+        if book.name in waiting:
+            why = stamp.stale(asked.out / book.name, waiting[book.name]) or "asked to build again"
+        else:
+            why = "current"
+            _forget_failure(asked.out, book.name)
+        print(f"{book.name:<20} {why}")
+    before = time.perf_counter()
+    outcomes = _execute(asked, waiting)
+    if outcomes:
+        stages["notebooks"] = time.perf_counter() - before
+    before = time.perf_counter()
+    manifest.write(asked, stages)
+    gallery.write(asked.out)
+    stages["gallery"] = time.perf_counter() - before
+    for failed in (outcome for outcome in outcomes if outcome.error):
+        print(f"\nnotebooks/{failed.name}.ipynb failed: {failed.error}\n{failed.traceback}", file=sys.stderr)
+    stages["total"] = time.perf_counter() - start
+    print("\n" + "\n".join(f"{stage:<20} {seconds:7.1f} s" for stage, seconds in stages.items()))
+    print(asked.out / "index.html")
+    return int(any(outcome.error for outcome in outcomes))
+
+
+def sweep(asked: Plan) -> None:
+    """Train what the set reads. The sweep shows its own progress and skips runs that are finished; CalledProcessError
+    if it fails."""
+    command = [sys.executable, "-m", "training", "sweep", str(asked.chosen.sweep), "--out", asked.trained]
+    sys.stdout.flush()
+    subprocess.run(command, cwd=asked.root, check=True)
+    stamp.replace(asked.out / "set.json", json.dumps(_swept(asked)))
+
+
+def _execute(asked: Plan, waiting: Mapping[str, stamp.Inputs]) -> list[Outcome]:
+    """Execute notebooks side by side; each is sealed and moved into place as it ends."""
+    if not waiting:
+        return []
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload(["papermill"])  # seconds of import, once and not for each worker
+    jobs = min(asked.jobs, len(waiting))
+    outcomes = []
+    # disable=None: no bar where nobody watches, such as a log file
+    with (
+        ProcessPoolExecutor(jobs, context, prepare, (max(1, cores() // jobs),)) as pool,
+        tqdm(total=len(waiting), unit="notebook", leave=False, disable=None) as bar,
+    ):
+        running = {pool.submit(execute, job): job for job in (_job(asked, name) for name in waiting)}
+        try:
+            while running:
+                bar.set_postfix_str(", ".join(job.name for job in running.values()))
+                for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
+                    job, error = running.pop(future), future.exception()
+                    outcome = Outcome(job.name, 0.0, f"its worker died: {error!r}") if error else future.result()
+                    outcomes.append(_settle(job, outcome, waiting[job.name], asked))
+                    bar.update()
+        except BaseException:
+            for worker in multiprocessing.active_children():  # or leaving the pool would wait for their notebooks
+                worker.terminate()
+            raise
+    return outcomes
+
+
+def _job(asked: Plan, name: str) -> Job:
+    given = next(book.parameters for book in asked.notebooks if book.name == name)
+    return Job(name, asked.notebook(name), asked.out, asked.root, given, asked.timeout)
+
+
+def _settle(job: Job, outcome: Outcome, made_from: stamp.Inputs, asked: Plan) -> Outcome:
+    """Move a success over the earlier output, or keep the evidence of a failure beside it."""
+    executed = job.partial / f"{job.name}.ipynb"
+    _forget_failure(job.out, job.name)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    if outcome.error is None:
+        record = {"title": stamp.title(job.notebook), "seconds": round(outcome.seconds, 2), "made_at": now}
+        record |= {"notebook_sha256": stamp.sha256(job.notebook), **manifest.commit(asked.root)}
+        stamp.write(job.partial, made_from, record)
+        _swap(job.partial, job.out / job.name)
+        tqdm.write(f"{job.name:<20} {outcome.seconds:7.1f} s")
+        return outcome
+    if executed.exists():
+        os.replace(executed, job.out / f"{job.name}.failed.ipynb")
+    shutil.rmtree(job.partial, ignore_errors=True)
+    said = replace(outcome, **manifest.scrub({"error": outcome.error, "traceback": outcome.traceback}, asked))
+    failure = {**asdict(said), "title": stamp.title(job.notebook), "failed_at": now}
+    stamp.replace(job.out / f"{job.name}.failed.json", json.dumps(failure, indent=1))
+    tqdm.write(f"{job.name:<20} {outcome.seconds:7.1f} s  FAILED: {said.error}")
+    return said
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Put a folder where another may be. A folder cannot be replaced in one step; _recover mends a kill in between."""
+    old = place.with_name(f"{place.name}.old")
+    if place.exists():
+        os.replace(place, old)
+    os.replace(new, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(asked: Plan) -> None:
+    """Finish or undo what a killed build left half done."""
+    for book in asked.chosen.notebooks:
+        place = asked.out / book.name
+        old = place.with_name(f"{place.name}.old")
+        if old.exists() and not place.exists():
+            os.replace(old, place)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(place.with_name(f"{place.name}.partial"), ignore_errors=True)
+
+
+def _forget_failure(out: Path, name: str) -> None:
+    for kind in ("json", "ipynb"):
+        (out / f"{name}.failed.{kind}").unlink(missing_ok=True)
+
+
+def _stale(asked: Plan) -> dict[str, stamp.Inputs]:
+    """The notebooks that have to run, with what their output will be made from."""
+    wanted = {b.name: stamp.inputs(asked.notebook(b.name), b.parameters, asked.root) for b in asked.notebooks}
+    return {n: made_from for n, made_from in wanted.items() if asked.force or stamp.stale(asked.out / n, made_from)}
+
+
+def _swept(asked: Plan) -> dict[str, object]:
+    """The sweep and the runs it left: while both stand and every notebook is current, no sweep is needed."""
+    left = sorted(stamp.runs(asked.root / asked.trained))
+    return {"sweep": stamp.sha256(asked.root / str(asked.chosen.sweep)), "folder": asked.trained, "runs": left}
+
+
+def _read(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

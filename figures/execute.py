@@ -1,0 +1,105 @@
+"""One notebook, executed by papermill in a kernel of its own. Runs in a worker process."""
+
+import logging
+import multiprocessing
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from figures.published import published
+
+ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A notebook, what it is given and where its output goes; all paths are absolute."""
+
+    name: str
+    notebook: Path
+    out: Path  # the set's folder
+    root: Path  # the kernel's working directory
+    parameters: Mapping[str, Any]
+    timeout: float  # seconds for the whole notebook
+
+    @property
+    def partial(self) -> Path:
+        return self.out / f"{self.name}.partial"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an execution ended: without an error, `partial` holds the figures and the executed notebook."""
+
+    name: str
+    seconds: float
+    error: str | None = None  # one line
+    traceback: str = ""  # without terminal colours
+
+
+def prepare(threads: int) -> None:
+    """Make this worker's kernels use so many threads, and the worker end with the build, which may be killed.
+
+    Kernels side by side would else fight for the cores; a kernel ends by itself when its worker is gone.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def execute(job: Job) -> Outcome:
+    """Execute a notebook into `job.partial`; its failure is an outcome, not an exception."""
+    # Imported here: it costs seconds, and a build in which everything is current needs none of it.
+    import papermill
+    from nbclient.exceptions import CellTimeoutError
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters that it cannot read; we can
+    start = time.perf_counter()
+    shutil.rmtree(job.partial, ignore_errors=True)
+    job.partial.mkdir(parents=True)
+    executed = job.partial / f"{job.name}.ipynb"
+
+    def left(cell: Mapping[str, Any]) -> int:  # 0 would mean "no limit" to nbclient
+        return max(1, round(job.timeout - (time.perf_counter() - start)))
+
+    def ended(error: str, traceback: str = "") -> Outcome:
+        return Outcome(job.name, time.perf_counter() - start, error, ANSI.sub("", traceback))
+
+    try:
+        papermill.execute_notebook(
+            _verbatim(job.notebook),
+            _verbatim(executed),
+            {**job.parameters, "out": str(job.partial)},
+            kernel_name="python3",  # of this environment, whatever name an editor wrote into the notebook
+            language="python",
+            progress_bar=False,
+            resources={"metadata": {"path": str(job.root)}},  # papermill's own cwd= changes that of the whole process
+            timeout_func=left,
+            shutdown_kernel="immediate",
+            extra_arguments=["--log-level=ERROR"],  # a kernel warns, at each start, that TCP is not encrypted
+        )
+        published(job.partial)
+    except papermill.PapermillExecutionError as error:
+        return ended(f"{error.ename}: {error.evalue}".split("\n")[0], "\n".join(error.traceback))
+    except CellTimeoutError as error:
+        return ended(f"not finished after {job.timeout:g} s", str(error))
+    except Exception as error:  # a kernel that died or did not start, a figure that is not as agreed
+        return ended(f"{type(error).__name__}: {error}".split("\n")[0], str(error))
+    return Outcome(job.name, time.perf_counter() - start)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _verbatim(path: Path) -> str:
+    # papermill fills {placeholders} in paths
+    return str(path).replace("{", "{{").replace("}", "}}")

@@ -1,0 +1,77 @@
+"""The gallery of a set: one page that holds its pictures, needs no network and no script."""
+
+import base64
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from figures import manifest, stamp
+
+
+def write(out: Path) -> Path:
+    """Make `index.html` from what lies in a set's folder. ValueError where the folder holds no build."""
+    page = out / "index.html"
+    stamp.replace(page, render(manifest.read(out), out))
+    return page
+
+
+def render(found: Mapping[str, Any], out: Path) -> str:
+    """The page for a manifest. Every name and text in it is escaped; only pictures come from the folder."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"clock": clock, "moment": moment, "short": short}
+    sections = [_section(book, found, out) for book in found["notebooks"]]
+    return environment.get_template("gallery.html").render(found=found, sections=sections, runs=_runs(found))
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a reader says them: 4.2 s, 3 min 20 s."""
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def moment(stamped: str) -> str:
+    """A time in the manifest as a reader says it: 2026-01-31 09:30 UTC."""
+    return f"{stamped[:16].replace('T', ' ')} UTC"
+
+
+def short(hashed: str | None) -> str:
+    """The start of a hash, enough to tell two apart."""
+    return hashed[:10] if hashed else "—"
+
+
+def _section(book: Mapping[str, Any], found: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """A notebook with its figures and how it failed."""
+    figures = [figure for figure in found["figures"] if figure["notebook"]["name"] == book["name"]]
+    failed = manifest.failure(out, book["name"])
+    if failed:
+        failed["kept"] = (out / f"{book['name']}.failed.ipynb").exists()
+    return {"book": book, "failure": failed, "figures": [{**figure, **_picture(figure, out)} for figure in figures]}
+
+
+def _picture(figure: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """The figure's PNG as a data address, its size in pixels, and its other files by ending."""
+    png = next(iter(figure["files"]))
+    path = out / png
+    if not path.exists():
+        raise ValueError(f"{png} is in the manifest and not in {out}; build the set again")
+    content = path.read_bytes()
+    # the size is at a fixed place in every PNG; given to the browser, the page does not jump while it loads
+    width, height = struct.unpack(">II", content[16:24])
+    kinds = {Path(file).suffix.lstrip("."): file for file in figure["files"]}
+    source = Markup("data:image/png;base64,") + base64.b64encode(content).decode()
+    return {"png": png, "source": source, "width": width, "height": height, "kinds": kinds}
+
+
+def _runs(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The runs behind all figures, each checkpoint once."""
+    rows: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for figure in found["figures"]:
+        for run in figure["runs"]:
+            rows.setdefault((run["path"] or run["name"], run["checkpoint_sha256"]), run)
+    return list(rows.values())

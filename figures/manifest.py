@@ -1,0 +1,153 @@
+"""The manifest of a set: figure -> data -> checkpoints -> notebook, commit, versions and seed, tied by hashes."""
+
+import json
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from figures import sets, stamp
+from figures.plan import Plan, portable
+from figures.published import Figure, published
+
+
+def write(asked: Plan, stages: Mapping[str, float]) -> None:
+    """Write `manifest.json` about everything that lies in the set's folder, also from earlier builds."""
+    found: dict[str, Any] = {
+        "set": asked.chosen.name,
+        "title": asked.chosen.title,
+        "about": asked.chosen.about,
+        "profile": asked.profile,
+        "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **commit(asked.root),
+        "reproduce": reproduce(asked),
+        "seed": _seed(asked.chosen),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": stamp.versions(),
+        "sweep": _sweep(asked),
+        "stages": {stage: round(seconds, 2) for stage, seconds in stages.items()},
+        "notebooks": [_notebook(book.name, asked) for book in asked.chosen.notebooks],
+        "figures": [row for book in asked.chosen.notebooks for row in _figures(book.name, asked)],
+    }
+    stamp.replace(asked.out / "manifest.json", json.dumps(scrub(found, asked), indent=1))
+
+
+def read(out: Path) -> dict[str, Any]:
+    """The manifest of a built set. ValueError where there is none."""
+    path = out / "manifest.json"
+    if not path.exists():
+        raise ValueError(f"out is {out}, and there is no manifest.json in it; expected a folder that a build has made")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def failure(out: Path, notebook: str) -> dict[str, Any] | None:
+    """How a notebook failed in its last execution, None if it did not."""
+    path = out / f"{notebook}.failed.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def reproduce(asked: Plan) -> str:
+    """The command line that makes the set again."""
+    words = ["python", "-m", "figures", "build", asked.chosen.name]
+    words += ["--profile", asked.profile] if asked.profile != sets.FULL else []
+    words += ["--runs", asked.runs] if asked.runs else []
+    return shlex.join(words)
+
+
+def commit(root: Path) -> dict[str, Any]:
+    """The commit of the checkout, and whether files differ from it; null where git knows nothing."""
+    head = _git(root, "rev-parse", "--verify", "HEAD")
+    changes = _git(root, "status", "--porcelain")
+    return {"commit": head, "dirty": None if changes is None else bool(changes)}
+
+
+def scrub(value: Any, asked: Plan) -> Any:
+    """The value with this machine's paths cut off from all its strings: they would help no reader."""
+    if isinstance(value, Mapping):
+        return {str(key): scrub(one, asked) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [scrub(one, asked) for one in value]
+    if not isinstance(value, str):
+        return value
+    outside = [Path(asked.runs).parent] if asked.runs and Path(asked.runs).is_absolute() else []
+    # the longest first: out is mostly inside root
+    for base in sorted({str(asked.root), str(asked.out), *map(str, outside), str(Path.home())}, key=len, reverse=True):
+        value = "." if value == base else value.replace(f"{base}/", "")
+    return value
+
+
+def _notebook(name: str, asked: Plan) -> dict[str, Any]:
+    sealed, failed = stamp.read(asked.out / name), failure(asked.out, name)
+    row: dict[str, Any] = {"name": name, "path": f"notebooks/{name}.ipynb"}
+    row |= {"status": "failed" if failed else "built" if sealed else "missing", "error": failed and failed["error"]}
+    row["title"] = (sealed or failed or {}).get("title", name.replace("_", " "))
+    if sealed:
+        kept = ("seconds", "made_at", "commit", "dirty", "key")
+        row |= {"sha256": sealed["notebook_sha256"], "parameters": sealed["inputs"]["parameters"]}
+        row |= {"executed": f"{name}/{name}.ipynb", **{key: sealed[key] for key in kept}}
+    return row
+
+
+def _figures(name: str, asked: Plan) -> list[dict[str, Any]]:
+    sealed = stamp.read(asked.out / name)
+    if not sealed:
+        return []
+    return [_figure(figure, name, sealed, asked) for figure in published(asked.out / name)]
+
+
+def _figure(figure: Figure, notebook: str, sealed: Mapping[str, Any], asked: Plan) -> dict[str, Any]:
+    return {
+        "name": figure.name,
+        "title": figure.title,
+        "caption": figure.caption,
+        "alt": figure.alt,
+        "notebook": {"name": notebook, "path": f"notebooks/{notebook}.ipynb", "sha256": sealed["notebook_sha256"]},
+        "executed": f"{notebook}/{notebook}.ipynb",
+        "files": {f"{notebook}/{file}": sealed["files"].get(file) for file in figure.files},
+        "data": figure.data and f"{notebook}/{figure.data}",
+        "runs": [_run(run, asked) for run in figure.runs],
+        "parameters": sealed["inputs"]["parameters"],
+        "seconds": sealed["seconds"],
+        "made_at": sealed["made_at"],
+        "made": figure.made,
+    }
+
+
+def _run(said: Mapping[str, Any], asked: Plan) -> dict[str, Any]:
+    """A run as the figure names it. Its checkpoint is hashed again: `unchanged` says whether the file on disk is still
+    the one the figure was made from, null where one of the two is not known."""
+    path = said.get("path")
+    now = stamp.sha256(asked.root / str(path) / "model.safetensors") if path else None
+    then = said.get("checkpoint_sha256")
+    row = {key: said.get(key) for key in ("name", "seed", "schedule", "dataset", "model")}
+    row["path"] = _reachable(Path(path), asked) if path else None
+    return {**row, "checkpoint_sha256": then or now, "unchanged": now == then if now and then else None}
+
+
+def _reachable(path: Path, asked: Plan) -> str:
+    if not path.is_absolute():
+        return path.as_posix()
+    seen = portable(path, asked.root)
+    return portable(path, asked.out) if Path(seen).is_absolute() else seen
+
+
+def _sweep(asked: Plan) -> dict[str, Any] | None:
+    path = asked.chosen.sweep
+    return {"path": path, "sha256": stamp.sha256(asked.root / path)} if path else None
+
+
+def _seed(chosen: sets.FigureSet) -> Any:
+    seeds = [book.parameters.get("seed") for book in chosen.notebooks]
+    return seeds[0] if all(seed == seeds[0] for seed in seeds) else seeds
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

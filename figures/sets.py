@@ -1,0 +1,126 @@
+"""What a figure set is: a TOML file that names notebooks, their parameters and the sweep that trains their runs."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path("figures/sets")
+FULL = "full"  # the profile that changes nothing
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One notebook of a set, with the parameters it alone is given."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A variation of a set: another sweep, other parameters."""
+
+    sweep: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FigureSet:
+    """A set as its file says it; paths are relative to the repository root."""
+
+    name: str
+    title: str
+    notebooks: tuple[Notebook, ...]
+    about: str = ""
+    sweep: str | None = None
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+
+    def under(self, profile: str, runs: str | None = None) -> "FigureSet":
+        """The set as a profile has it, and with other runs if given. A profile wins over a notebook's own parameters,
+        so that one line makes every notebook of a set small."""
+        if profile not in {FULL, *self.profiles}:
+            raise ValueError(f"set {self.name!r} has no profile {profile!r}{nearest(profile, [FULL, *self.profiles])}")
+        chosen = self.profiles.get(profile, Profile())
+        extra = {**chosen.parameters, **({} if runs is None else {"runs": runs})}
+        notebooks = tuple(replace(book, parameters={**book.parameters, **extra}) for book in self.notebooks)
+        return replace(self, notebooks=notebooks, sweep=chosen.sweep or self.sweep)
+
+    def only(self, names: Iterable[str]) -> tuple[Notebook, ...]:
+        """The notebooks of these names, in the set's order; all of them if no name is given."""
+        wanted, known = list(names), [book.name for book in self.notebooks]
+        for name in wanted:
+            if name not in known:
+                raise ValueError(f"set {self.name!r} has no notebook {name!r}{nearest(name, known)}")
+        return tuple(book for book in self.notebooks if not wanted or book.name in wanted)
+
+
+def names(root: Path) -> list[str]:
+    """The names of all sets of a repository."""
+    return sorted(path.stem for path in (root / FOLDER).glob("*.toml"))
+
+
+def load(name: str, root: Path) -> FigureSet:
+    """Read a set. ValueError names the file, the key and what was expected."""
+    known = names(root)
+    if name not in known:
+        raise ValueError(f"there is no figure set {name!r}{nearest(name, known)}")
+    path = root / FOLDER / f"{name}.toml"
+    where = (FOLDER / path.name).as_posix()
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where} is not TOML: {error}") from None
+    shape = {"title": str, "about": str, "sweep": str, "parameters": dict, "notebook": list, "profiles": dict}
+    _check(table, shape, where, required=("title", "notebook"))
+    shared = table.get("parameters", {})
+    books = tuple(_notebook(row, shared, f"{where}, [[notebook]] {i}") for i, row in enumerate(table["notebook"], 1))
+    profiles = {key: _profile(key, row, f"{where}, [profiles.{key}]") for key, row in table.get("profiles", {}).items()}
+    for book in books:
+        if [other.name for other in books].count(book.name) > 1:
+            raise ValueError(f"{where} names the notebook {book.name!r} twice; its second figures would hide the first")
+    return FigureSet(name, table["title"], books, table.get("about", ""), table.get("sweep"), profiles)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: the likeliest meant one, or else all there are."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known) or 'none'}"
+
+
+def _notebook(row: Any, shared: Mapping[str, Any], where: str) -> Notebook:
+    _check(row, {"name": str, "parameters": dict}, where, required=("name",))
+    if not row["name"] or Path(row["name"]).name != row["name"] or row["name"].startswith("."):
+        raise ValueError(f"{where}: name is {row['name']!r}, expected a file of notebooks/ without its .ipynb")
+    parameters = {**shared, **row.get("parameters", {})}
+    _no_out(parameters, where)
+    return Notebook(row["name"], parameters)
+
+
+def _profile(name: str, row: Any, where: str) -> Profile:
+    if name == FULL:
+        raise ValueError(f"{where}: {FULL!r} is the name of the set without a profile; choose another")
+    _check(row, {"sweep": str, "parameters": dict}, where)
+    _no_out(row.get("parameters", {}), where)
+    return Profile(row.get("sweep"), row.get("parameters", {}))
+
+
+def _no_out(parameters: Mapping[str, Any], where: str) -> None:
+    if "out" in parameters:
+        raise ValueError(f"{where}: the parameter out is chosen by the build; leave it away and use --out")
+
+
+def _check(row: Any, shape: Mapping[str, type], where: str, required: tuple[str, ...] = ()) -> None:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is {row!r}, expected a table")
+    for key, value in row.items():
+        if key not in shape:
+            raise ValueError(f"{where}: unknown key {key!r}{nearest(key, shape)}")
+        if not isinstance(value, shape[key]):
+            raise ValueError(f"{where}: {key} is {value!r}, expected a {shape[key].__name__}")
+    for key in required:
+        if not row.get(key):
+            raise ValueError(f"{where}: {key} is missing")

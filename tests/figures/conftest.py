@@ -1,0 +1,120 @@
+"""A small repository in a temporary folder: tiny notebooks that write figures by hand, in the agreed format."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from figures.__main__ import main
+
+PNG = bytes.fromhex(  # one white pixel
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8ffff3f0005fe02fe0def46b8"
+    "0000000049454e44ae426082"
+)
+PARAMETERS = """\
+runs = "runs/tiny"  # folder of trained runs
+samples: int = 4  # images measured; n = 4 is a test
+level: float = 0.5
+out = "nowhere"
+"""
+FIGURE = """\
+import hashlib, json, os, pathlib
+folder = pathlib.Path(out)
+run = pathlib.Path(runs) / "sl-0"
+(folder / "{name}.png").write_bytes(bytes.fromhex("{png}"))
+(folder / "{name}.pdf").write_bytes(b"%PDF-1.4")
+(folder / "{name}.parquet").write_bytes(b"PAR1" + bytes(samples))
+(folder / "{name}.json").write_text(json.dumps(dict(
+    name="{name}", title="Title of {name}", caption="Caption of {name}", alt="Alt of {name}", data="{name}.parquet",
+    runs=[json.loads((run / "run.json").read_text()) | dict(path=str(run.resolve()),
+          checkpoint_sha256=hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest())],
+    made=dict(threads=os.environ["OMP_NUM_THREADS"], level=level), order=1)))
+"""  # fmt: skip
+SET = """\
+title = "A tiny set"
+about = "Two notebooks and one run."
+[parameters]
+runs = "runs/tiny"
+samples = 3
+[[notebook]]
+name = "one"
+[[notebook]]
+name = "two"
+parameters = { level = 1 }
+[profiles.smoke]
+parameters = { samples = 1 }
+"""
+
+
+@dataclass(frozen=True)
+class House:
+    """A repository with the set `tiny` of the notebooks one and two, and a run whose name is hostile."""
+
+    root: Path
+
+    @property
+    def out(self) -> Path:
+        return self.root / "figures" / "out" / "tiny"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "runs" / "tiny" / "sl-0" / "model.safetensors"
+
+    def run(self, *words: str) -> int:
+        """The exit code of a command line."""
+        return main(words, root=self.root)
+
+    def build(self, *words: str) -> int:
+        return self.run("build", "tiny", *words)
+
+    def manifest(self) -> dict[str, Any]:
+        return json.loads((self.out / "manifest.json").read_text())
+
+    def page(self) -> str:
+        return (self.out / "index.html").read_text()
+
+    def stamps(self) -> dict[str, str]:
+        """A hash for each built notebook, another one once it is built again."""
+        return {path.parent.name: self.sha256(path) for path in self.out.glob("*/stamp.json")}
+
+    def notebook(self, name: str, *code: str, parameters: str = PARAMETERS) -> Path:
+        """Write a notebook with a `parameters` cell and these cells."""
+        first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}, id="parameters")
+        cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(code)]
+        heading = nbformat.v4.new_markdown_cell(f"# About {name}", id="heading")
+        path = self.root / "notebooks" / f"{name}.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=[heading, first, *cells]), path)
+        return path
+
+    def edit_set(self, old: str, new: str) -> None:
+        """Replace a piece of the set's file, which must be there."""
+        path = self.root / "figures" / "sets" / "tiny.toml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    @staticmethod
+    def figure(name: str) -> str:
+        """The source of a cell that publishes a figure."""
+        return FIGURE.replace("{name}", name).replace("{png}", PNG.hex())
+
+    @staticmethod
+    def sha256(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    made = House(tmp_path / "house {0}")  # papermill takes a bare path for a template
+    for folder in ("runs/tiny/sl-0", "notebooks", "figures/sets"):
+        (made.root / folder).mkdir(parents=True)
+    made.checkpoint.write_bytes(b"weights")
+    said = {"name": "<script>alert(1)</script>", "seed": 0, "schedule": "sl:1"}
+    made.checkpoint.with_name("run.json").write_text(json.dumps(said))
+    for name in ("one", "two"):
+        made.notebook(name, made.figure(f"{name}_figure"))
+    (made.root / "figures" / "sets" / "tiny.toml").write_text(SET)
+    return made

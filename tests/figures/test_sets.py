@@ -1,0 +1,114 @@
+"""Sets and parameters are refused at the door, by name and before a kernel starts."""
+
+import pytest
+
+from figures import execute, parameters, sets
+from figures.__main__ import ROOT
+
+
+def refused(house, capsys, *words: str) -> str:
+    assert house.run("build", *words) == 2
+    assert not house.out.exists()
+    return capsys.readouterr().err
+
+
+def test_the_set_of_this_repository_can_be_read():
+    digits = sets.load("digits", ROOT)
+    assert [book.name for book in digits.notebooks] == ["training", "dynamics", "entropy", "input_landscape"]
+    smoke = digits.under("smoke")
+    assert smoke.sweep == "training/sweeps/smoke.toml"
+    assert all(book.parameters["runs"] == "runs/smoke" and book.parameters["seed"] == 0 for book in smoke.notebooks)
+
+
+def test_a_profile_wins_over_a_notebook_and_a_notebook_over_its_set(house):
+    house.edit_set("level = 1", "level = 1, samples = 99")
+    tiny = sets.load("tiny", house.root)
+    assert [book.parameters["samples"] for book in tiny.under("full").notebooks] == [3, 99]
+    assert [book.parameters["samples"] for book in tiny.under("smoke").notebooks] == [1, 1]
+    assert {book.parameters["runs"] for book in tiny.under("smoke", "mine").notebooks} == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tinny"], "no figure set 'tinny'; did you mean 'tiny'?"),
+        (["tiny", "--only", "tow"], "no notebook 'tow'; did you mean 'two'?"),
+        (["tiny", "--profile", "smok"], "no profile 'smok'; did you mean 'smoke'?"),
+        (["tiny", "--jobs", "0"], "jobs is 0, expected at least 1"),
+        (["tiny", "--timeout", "0"], "timeout is 0.0, expected seconds above 0"),
+    ],
+)
+def test_a_wrong_word_is_named_with_the_nearest_right_one(house, capsys, words: list[str], said: str):
+    assert said in refused(house, capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("about", "abuot", "unknown key 'abuot'; did you mean 'about'?"),
+        ("level = 1 }", "level = 1 }\nparameter = 1", "unknown key 'parameter'; did you mean 'parameters'?"),
+        ('title = "A tiny set"', "title = 3", "title is 3, expected a str"),
+        ('name = "two"', 'name = "one"', "names the notebook 'one' twice"),
+        ('name = "two"', 'name = "../two"', "name is '../two', expected a file of notebooks/"),
+        ("samples = 3", 'out = "here"', "the parameter out is chosen by the build"),
+        ("[[notebook]]", "[[notebook", "is not TOML"),
+        ("samples = 3", "sampels = 3", "no parameter 'sampels'; did you mean 'samples'?"),
+        ("samples = 3", "samples = 3.5", 'samples is 3.5, expected int ("images measured; n = 4 is a test")'),
+        ("samples = 3", 'samples = "3"', "samples is '3', expected int"),
+        ("samples = 3", "samples = true", "samples is True, expected int"),
+        ('runs = "runs/tiny"', "runs = 3", 'runs is 3, expected str ("folder of trained runs")'),
+        ("title", 'sweep = "training/none.toml"\ntitle', "sweep 'training/none.toml', and there is no such file"),
+    ],
+)
+def test_a_wrong_set_is_refused_before_a_kernel_starts(house, capsys, old: str, new: str, said: str):
+    house.edit_set(old, new)
+    assert said in refused(house, capsys, "tiny")
+
+
+def test_a_notebook_that_is_not_there_or_has_no_parameters_is_refused(house, capsys):
+    two = house.root / "notebooks" / "two.ipynb"
+    two.write_text(two.read_text().replace('"parameters"\n', '"parameter"\n'))
+    assert "notebooks/two.ipynb has no cell with the tag 'parameters'" in refused(house, capsys, "tiny")
+    two.rename(two.with_name("tow.ipynb"))
+    assert "there is no notebooks/two.ipynb; did you mean 'tow'?" in refused(house, capsys, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("line", "value", "fits"),
+    [
+        ("p: int | None = None", 3, True),
+        ("p: int | None = None", "3", False),
+        ("p: float = 1.0", 2, True),
+        ("p: float = 1.0", True, False),
+        ("p: bool = False", 1, False),
+        ('p: list[str] = ["a"]', ["b", "c"], True),
+        ('p: list[str] = ["a"]', ["b", 3], False),
+        ('p: tuple[float, ...] = (1.0,)', [2.0], True),
+        ('p: Literal["l2", "linf"] = "l2"', "linf", True),
+        ('p: Literal["l2", "linf"] = "l2"', "l1", False),
+        ('p: "str | None" = None', 3, False),
+        ("p = 3  # type: float the step = half of it", 0.5, True),
+        ("p = None", 3, True),
+        ("p = (  # over two lines\n  1.5)", "x", False),
+        ("p: Schedule = x", 3, True),
+    ],
+)  # fmt: skip
+def test_types(house, line: str, value: object, fits: bool):
+    path = house.notebook("typed", parameters=line)
+    if fits:
+        parameters.check(path, {"p": value}, "typed")
+    else:
+        with pytest.raises(ValueError, match=r"p is .* expected"):
+            parameters.check(path, {"p": value}, "typed")
+
+
+def test_list_shows_what_is_built(house, capsys):
+    assert house.run("list") == 0
+    shown = capsys.readouterr().out
+    assert "tiny: A tiny set" in shown
+    assert "one, two" in shown
+    assert shown.count("not built") == 2
+
+
+def test_terminal_colours_are_taken_out():
+    assert execute.ANSI.sub("", "\x1b[0;31mValueError\x1b[0m: \x1b[38;5;241mno\x1b[K") == "ValueError: no"
