@@ -109,7 +109,7 @@ def _figure(figure: Figure, notebook: str, sealed: Mapping[str, Any], asked: Pla
         "executed": f"{notebook}/{notebook}.ipynb",
         "files": {f"{notebook}/{file}": sealed["files"].get(file) for file in figure.files},
         "data": figure.data and f"{notebook}/{figure.data}",
-        "runs": [_run(run, asked) for run in figure.runs],
+        "runs": [_run(run, str(sealed["inputs"]["parameters"].get("runs", "")), asked) for run in figure.runs],
         "parameters": sealed["inputs"]["parameters"],
         "seconds": sealed["seconds"],
         "made_at": sealed["made_at"],
@@ -117,11 +117,13 @@ def _figure(figure: Figure, notebook: str, sealed: Mapping[str, Any], asked: Pla
     }
 
 
-def _run(said: Mapping[str, Any], asked: Plan) -> dict[str, Any]:
+def _run(said: Mapping[str, Any], folder: str, asked: Plan) -> dict[str, Any]:
     """A run as the figure names it. Its checkpoint is hashed again: `unchanged` says whether the file on disk is still
     the one the figure was made from, null where one of the two is not known."""
     path = said.get("path")
-    now = stamp.sha256(asked.root / str(path) / "model.safetensors") if path else None
+    # a run outside the repository may name itself as seen from the folder of runs
+    places = [asked.root / str(path), asked.root / folder / str(path)] if path else []
+    now = next(filter(None, (stamp.sha256(place / "model.safetensors") for place in places)), None)
     then = said.get("checkpoint_sha256")
     row = {key: said.get(key) for key in ("name", "seed", "schedule", "dataset", "model")}
     row["path"] = _reachable(Path(path), asked) if path else None

@@ -136,7 +136,8 @@ def entropy(
     Raises ValueError for inputs outside the box, wrong shapes or labels, a random model.
     """
     attacked = adversarial.adversarial if isinstance(adversarial, PGDTrace) else adversarial
-    if hasattr(attacked, "shape") and hasattr(x, "shape") and attacked.shape != x.shape:
+    arrays = (torch.Tensor, np.ndarray)
+    if isinstance(attacked, arrays) and isinstance(x, arrays) and attacked.shape != x.shape:
         raise ValueError(f"adversarial has shape {tuple(attacked.shape)}, expected x's shape {tuple(x.shape)}")
     has_labels = y is not None or not isinstance(x, torch.Tensor | np.ndarray)
 

@@ -227,6 +227,17 @@ def alive(pid: int) -> bool:
     return not status.exists() or "\nState:\tZ" not in status.read_text()
 
 
+def test_runs_outside_of_the_repository_are_found_and_not_told(house, tmp_path):
+    shutil.move(house.root / "runs" / "tiny", tmp_path / "elsewhere")
+    house.notebook("one", house.figure("one_figure").replace("path=str(run.resolve())", "path=run.name"))
+    assert house.build("--runs", str(tmp_path / "elsewhere")) == 0
+    [one], [two] = (row["runs"] for row in house.manifest()["figures"])
+    assert one["path"] == "sl-0"
+    assert one["unchanged"] is True
+    assert two["unchanged"] is True
+    assert str(tmp_path) not in json.dumps(house.manifest())
+
+
 def test_a_gallery_can_be_made_again_and_not_from_nothing(house, capsys):
     assert house.run("gallery", "tiny") == 2
     assert "there is no manifest.json in it" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+"""Notebooks as readers find them: parameters that explain themselves, no outputs, no code that belongs elsewhere."""
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LEADING = ["runs", "dataset", "samples", "seed", "out"]
+ALLOWED = {"training.checkpoint", "training.data"}
+
+
+def cells(path: Path, kind: str = "code") -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def trees(path: Path) -> list[ast.Module]:
+    return [ast.parse(cell.source) for cell in cells(path)]
+
+
+def test_there_are_notebooks() -> None:
+    assert {path.stem for path in NOTEBOOKS} >= {"training", "dynamics", "gradients", "entropy", "input_landscape"}
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_the_leading_parameters_are_literals_with_a_type_and_a_comment(path: Path) -> None:
+    (cell,) = (cell for cell in cells(path) if "parameters" in cell.metadata.get("tags", []))
+    assert cell == cells(path)[0]
+    assigned = ast.parse(cell.source).body
+    assert [statement.target.id for statement in assigned][: len(LEADING)] == LEADING
+    for statement, line in zip(assigned, cell.source.splitlines(), strict=True):
+        kind = {"str": str, "int": int, "float": float}[statement.annotation.id]
+        assert isinstance(ast.literal_eval(statement.value), kind)
+        assert len(line.partition("  # ")[2]) > 10, line
+
+
+def test_nothing_that_was_run_is_committed(path: Path) -> None:
+    for cell in cells(path):
+        assert cell.execution_count is None
+        assert not cell.outputs
+
+
+def test_only_the_rooms_below_are_imported(path: Path) -> None:
+    for tree in trees(path):
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = node.module if isinstance(node, ast.ImportFrom) else ""
+            full = {f"{module}.{name}".lstrip(".") for name in names}
+            ours = {name for name in full if name.split(".")[0] in ("training", "figures", "tests")}
+            assert ours <= ALLOWED, ours
+
+
+def test_no_function_is_longer_than_five_lines(path: Path) -> None:
+    for tree in trees(path):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.Lambda):
+                assert node.end_lineno - node.lineno < 5
+
+
+def test_prose_says_how_the_pictures_mislead(path: Path) -> None:
+    prose = "\n".join(cell.source for cell in cells(path, "markdown"))
+    assert prose.startswith("# ")
+    published = sum(cell.source.count("plots.publish(") for cell in cells(path))
+    assert published >= 2
+    assert prose.count("\n## ") >= published
