@@ -2,11 +2,13 @@
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 
-import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from gradlens import Normalized
+from training import foreign
+from training.wide_resnet import wide_resnet
 
 
 def build(
@@ -14,17 +16,14 @@ def build(
 ) -> nn.Module:
     """A fresh classifier for images of `shape` (channels, height, width), drawing its weights from torch's global seed.
 
-    Raises ValueError for an unknown name, with the nearest known one.
+    Raises ValueError for an unknown name, with the nearest known one, and for a model that does not classify images.
     """
     if name in MODELS:
         body = MODELS[name](classes, shape)
-    elif name in torchvision.models.list_models(module=torchvision.models):
-        body = _torchvision(name, classes, shape)
+    elif name in foreign.classifiers():
+        body = foreign.classifier(name, classes, shape)
     else:
-        known = [*MODELS, *torchvision.models.list_models(module=torchvision.models)]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"model is {name!r}, expected {', '.join(MODELS)} or a torchvision classifier{hint}")
+        raise ValueError(_unknown(name))
     return Normalized(body, mean, std)
 
 
@@ -70,24 +69,13 @@ def cnn6(classes: int, shape: tuple[int, ...]) -> nn.Module:
 
 
 def _convolution(inputs: int, outputs: int, size: int = 3) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, size, padding="same"), nn.BatchNorm2d(outputs), nn.ReLU()]
-
-
-def _torchvision(name: str, classes: int, shape: tuple[int, ...]) -> nn.Module:
-    """A torchvision classifier without weights, with a stem that keeps the size of images below 64 pixels."""
-    model = torchvision.models.get_model(name, weights=None, num_classes=classes)
-    if isinstance(model, torchvision.models.ResNet) and shape[1] < 64:
-        model.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
-        model.maxpool = nn.Identity()
-        return model
-    return nn.Sequential(_Colour(), model) if shape[0] == 1 else model
-
-
-class _Colour(nn.Module):
-    """Grey images as three equal channels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.expand(-1, 3, -1, -1)
+    """A convolution that keeps the size, batch norm and ReLU. An even kernel has its odd zero row below and right."""
+    before, after = (size - 1) // 2, size // 2
+    if before == after:
+        convolution: list[nn.Module] = [nn.Conv2d(inputs, outputs, size, padding=before)]
+    else:  # padding="same" would do as much, and warn of the copy
+        convolution = [nn.ZeroPad2d((before, after, before, after)), nn.Conv2d(inputs, outputs, size)]
+    return [*convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def parameters(model: nn.Module) -> int:
@@ -95,4 +83,18 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-MODELS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {"cnn_small": cnn_small, "cnn6": cnn6}
+def _unknown(name: str) -> str:
+    known = [*MODELS, *foreign.classifiers()]
+    expected = f"expected {', '.join(MODELS)} or an image classifier of torchvision"
+    if task := foreign.task(name):
+        return f"model is {name!r}, which torchvision has for {task}, {expected}"
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"model is {name!r}, {expected}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+MODELS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {
+    "cnn_small": cnn_small,
+    "cnn6": cnn6,
+    "wrn_16_4": partial(wide_resnet, depth=16, width=4),
+    "wrn_28_10": partial(wide_resnet, depth=28, width=10),
+}
