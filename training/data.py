@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Self
 
 import numpy as np
 import torch
@@ -45,11 +44,11 @@ class Split:
         """All images at once, as floats: for small sets."""
         return self.at(torch.arange(len(self)))[0]
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Split":
         """The split on a device. Images mapped from disk stay there."""
         if isinstance(self.images, np.ndarray):
             return self
-        return type(self)(self.images.to(device), self.y.to(device), self.scale)
+        return Split(self.images.to(device), self.y.to(device), self.scale)
 
     def _pixels(self, levels: Tensor) -> Tensor:
         return levels if levels.is_floating_point() else levels.float().div_(self.scale)

@@ -1,8 +1,8 @@
 """Classifiers of pixels in [0, 1]: normalisation is the first layer, logits come out."""
 
 import difflib
+import re
 from collections.abc import Callable
-from functools import partial
 
 from torch import nn
 
@@ -20,6 +20,8 @@ def build(
     """
     if name in MODELS:
         body = MODELS[name](classes, shape)
+    elif match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
+        body = wide_resnet(classes, shape, depth=int(match[1]), width=int(match[2]))
     elif name in foreign.classifiers():
         body = foreign.classifier(name, classes, shape)
     else:
@@ -84,17 +86,11 @@ def parameters(model: nn.Module) -> int:
 
 
 def _unknown(name: str) -> str:
-    known = [*MODELS, *foreign.classifiers()]
-    expected = f"expected {', '.join(MODELS)} or an image classifier of torchvision"
+    expected = "expected cnn_small, cnn6 or wrn_DEPTH_WIDTH, or an image classifier of torchvision"
     if task := foreign.task(name):
         return f"model is {name!r}, which torchvision has for {task}, {expected}"
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, [*MODELS, "wrn_28_10", *foreign.classifiers()], n=1)
     return f"model is {name!r}, {expected}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
-MODELS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {
-    "cnn_small": cnn_small,
-    "cnn6": cnn6,
-    "wrn_16_4": partial(wide_resnet, depth=16, width=4),
-    "wrn_28_10": partial(wide_resnet, depth=28, width=10),
-}
+MODELS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {"cnn_small": cnn_small, "cnn6": cnn6}

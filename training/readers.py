@@ -18,7 +18,7 @@ from gradlens.types import Labels
 from training.moments import Moments
 
 ROOT = Path(__file__).parents[1]
-Part = tuple[Tensor, Labels]  # uint8 (N, channels, height, width) and class numbers
+Part = tuple[Tensor, Tensor]  # uint8 (N, channels, height, width) and class numbers
 
 # SHA-256 of the uncompressed files. torchvision knows the MD5 of Zalando's .gz only, and Debian packs the same content
 # with another gzip header; a test puts the header back and finds torchvision's MD5.
@@ -35,7 +35,7 @@ CLASSES = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "C
 class Mapped:
     """ImageNet-100 as `prepare` wrote it: arrays mapped from disk, and meta.json."""
 
-    parts: dict[str, tuple[np.ndarray, Labels]]  # train, validation, test
+    parts: dict[str, tuple[np.ndarray, Tensor]]  # train, validation, test
     meta: dict[str, Any]
 
     @property

@@ -7,11 +7,11 @@ def wide_resnet(classes: int, shape: tuple[int, ...], *, depth: int, width: int)
     """WRN-depth-width for small images: three groups of (depth - 4) / 6 blocks.
 
     They have 16, 32 and 64 times `width` channels. No dropout. Convolutions start from He's normal weights (fan out),
-    as in the original. Raises ValueError for a depth that is not 6 n + 4.
+    as in the original. Raises ValueError for another depth.
     """
     blocks, rest = divmod(depth - 4, 6)
-    if rest or blocks < 1:
-        raise ValueError(f"depth is {depth}, expected 6 n + 4, such as 16, 28 or 40")
+    if rest or blocks < 1 or width < 1:
+        raise ValueError(f"wide ResNet of depth {depth} and width {width}: expected depth 6 n + 4, such as 16 or 28")
     layers: list[nn.Module] = [nn.Conv2d(shape[0], 16, 3, padding=1, bias=False)]
     channels = 16
     for group in range(3):
