@@ -152,7 +152,7 @@ def load(path: str | Path) -> Run:
 
 
 def load_all(folder: str | Path) -> list[Run]:
-    """The finished runs in a folder, by arm (in the order SL, RL, SL-adv, RL-adv) and seed.
+    """The finished runs in a folder, by arm (SL, RL, SL-adv, RL-adv, then the others) and seed.
 
     Raises ValueError naming the folder where there is none, and how to make some.
     """
@@ -162,7 +162,7 @@ def load_all(folder: str | Path) -> list[Run]:
             f"runs {str(folder)!r} holds no finished run, expected a folder of runs; make one with: "
             f"python -m training sweep training/sweeps/digits.toml --out {folder}"
         )
-    order = {arm: i for i, arm in enumerate(schedule.ARMS)}
+    order = {arm: i for i, arm in enumerate(schedule.KNOWN)}
     return sorted(runs, key=lambda run: (*(order[p.arm] for p in schedule.parse(run.config.schedule)), run.config.seed))
 
 

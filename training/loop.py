@@ -119,7 +119,7 @@ def step(training: Training, now: Moment, batch: Tensor, generators: Generators)
     """One update of the weights; loss, expected reward and entropy, scaled so that processes average to the batch's."""
     config, fabric, dataset = training.config, training.fabric, training.dataset
     model, module, optimizer, _, agent = training.trainee
-    part = processes.part(len(batch), fabric)
+    part = processes.part(len(batch), rank=fabric.global_rank, world=fabric.world_size)
     whole, y = (t.to(fabric.device, non_blocking=True) for t in dataset.train.at(batch))
     whole, y = dataset.augment(whole, generators.augment), y[part.rows]
     if config.channels_last:

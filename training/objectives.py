@@ -25,8 +25,8 @@ def policy_gradient(logits: Logits, y: Labels, generator: torch.Generator, epsil
     One coin a batch: with chance `epsilon` all actions are uniform, else all come from pi. No baseline, no importance
     weight, as the study has it. The gradient of its expectation is that of `exact`.
     """
-    actions = draw(logits.detach().log_softmax(1), epsilon, generator)
-    return surrogate(logits, y, actions, STUDY, epsilon=epsilon)
+    actions = explore(logits.detach().log_softmax(1), epsilon, generator)
+    return surrogate(logits, y, actions[:, None], STUDY, epsilon=epsilon)
 
 
 def explore(log_pi: Tensor, epsilon: float, generator: torch.Generator) -> Labels:

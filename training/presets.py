@@ -7,7 +7,7 @@ from training import schedule
 from training.config import Config
 
 PAPER_EPOCHS = {"sl": 100, "sl-adv": 100, "rl": 600, "rl-adv": 600}
-SOUND_EPOCHS = dict.fromkeys(schedule.ARMS, 100)
+SOUND_EPOCHS = dict.fromkeys(schedule.KNOWN, 100)
 
 
 def paper(arm: str) -> Config:

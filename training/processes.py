@@ -3,7 +3,6 @@
 import os
 from typing import Literal
 
-import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -42,9 +41,8 @@ def share_statistics(model: nn.Module, fabric: Fabric) -> nn.Module:
     return model
 
 
-def part(batch: int, fabric: Fabric) -> Part:
-    """This process's rows of a batch: consecutive, and as many as the others' or one less."""
-    rank, world = fabric.global_rank, fabric.world_size
+def part(batch: int, *, rank: int, world: int) -> Part:
+    """The rows of a batch for process `rank` of `world`: consecutive, and as many as the others' or one more or less."""
     return Part(slice(batch * rank // world, batch * (rank + 1) // world), batch)
 
 

@@ -4,7 +4,7 @@ So arms that draw more actions still see the same batches, and a run goes on aft
 """
 
 import hashlib
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 
@@ -18,7 +18,7 @@ class Generators(NamedTuple):
     attacks: torch.Generator
 
     @classmethod
-    def of(cls, seed: int, epoch: int) -> Self:
+    def of(cls, seed: int, epoch: int) -> "Generators":
         """The generators of an epoch, counted from 0."""
         return cls(*(torch.Generator().manual_seed(_stream(seed, purpose, epoch)) for purpose in cls._fields))
 

@@ -4,9 +4,9 @@ import difflib
 import re
 from dataclasses import dataclass
 
-CLEAN = ("sl", "rl", "exact", "lq", "sl>rl", "sl>exact")
-# the four arms of the study first: tables and figures keep this order
-ARMS = ("sl", "rl", "sl-adv", "rl-adv", *CLEAN[2:], *(f"{arm}-adv" for arm in CLEAN[2:]))
+ARMS = ("sl", "rl", "sl-adv", "rl-adv")  # of the study
+CONTROLS = ("exact", "lq", "sl>rl", "sl>exact")
+KNOWN = (*ARMS, *CONTROLS, *(f"{arm}-adv" for arm in CONTROLS))
 WRITTEN = {"sl": "SL", "rl": "RL", "exact": "exact", "lq": "Lq"}
 
 
@@ -68,7 +68,7 @@ def _written(phase: Phase) -> str:
     return ">".join(WRITTEN[name] for name in phase.objective.split(">")) + ("-adv" if phase.is_adversarial else "")
 
 
-def _check(arm: str, where: str, known: tuple[str, ...] = ARMS) -> None:
+def _check(arm: str, where: str, known: tuple[str, ...] = KNOWN) -> None:
     if arm not in known:
         near = difflib.get_close_matches(arm, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
