@@ -42,7 +42,7 @@ def share_statistics(model: nn.Module, fabric: Fabric) -> nn.Module:
 
 
 def part(batch: int, *, rank: int, world: int) -> Part:
-    """The rows of a batch for process `rank` of `world`: consecutive, and as many as the others' or one more or less."""
+    """The rows of a batch of process `rank` among `world`: consecutive, as many as the others' or one more or less."""
     return Part(slice(batch * rank // world, batch * (rank + 1) // world), batch)
 
 
