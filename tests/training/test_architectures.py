@@ -76,6 +76,15 @@ def test_each_family_answers_with_logits_on_every_size(name, shape):
         assert model(torch.zeros(2, *shape)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_are_left_out_so_that_training_sees_logits_too(name):
+    """torchvision's own answer in training mode is a tuple of three, or two."""
+    with torch.device("meta"):
+        answer = fresh(name, (3, 32, 32)).train()(torch.zeros(2, 3, 32, 32))
+    assert isinstance(answer, Tensor)
+    assert answer.shape == (2, 7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in foreign.classifiers() if "regnet" not in name])
 def test_every_torchvision_classifier_answers_with_logits(name):
