@@ -1,35 +1,71 @@
-"""python -m training {fit,evaluate,sweep}"""
+"""python -m training {fit,evaluate,sweep,prepare}"""
 
+import argparse
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import tyro
 
 from training import data
-from training.checkpoint import load
+from training.checkpoint import Which, load
 from training.config import Config
 from training.evaluate import evaluate, header
 from training.fit import fit
+from training.prepare import prepare_command
+from training.presets import PRESETS
 from training.sweep import sweep, table
 
 
-def fit_command(config: tyro.conf.OmitArgPrefixes[Config], out: Path) -> None:
-    """Train one model and write the run to a folder.
+def fit_command(default: Config) -> Callable[..., None]:
+    """The command whose options are those of a config, `default` where they are not given."""
 
-    Args:
-        out: Folder of the run, such as runs/sl.
-    """
-    run = fit(config, out)
-    last = run.record["last"]
-    print(
-        f"{run.path}: clean {last['clean']:.1%}, PGD-10 {last['pgd']:.1%} on validation images, "
-        f"{run.record['seconds']:.1f} s, weights {run.record['checkpoint_sha256'][:12]}"
-    )
+    def command(
+        out: Path,
+        config: tyro.conf.OmitArgPrefixes[Config] = default,
+        preset: Literal["paper", "sound"] | None = None,
+        tensorboard: bool = False,
+    ) -> None:
+        """Train one model and write the run to a folder; a run that was stopped goes on.
+
+        Args:
+            out: Folder of the run, such as runs/sl.
+            preset: Start from the study's own settings for this arm, or from a budget that is the same for all arms;
+                the schedule may then be without epochs (--preset sound --schedule rl-adv), other options win.
+            tensorboard: Write a folder tensorboard/ too.
+        """
+        run = fit(
+            config if preset is None else replace(config, schedule=default.schedule), out, tensorboard=tensorboard
+        )
+        if int(os.environ.get("RANK", "0")) > 0:
+            return  # of several processes one reports
+        last = run.record["last"]
+        print(
+            f"{run.path}: clean {last['clean']:.1%}, PGD-10 {last['pgd']:.1%} on validation images, "
+            f"{run.record['seconds']:.1f} s, weights {run.record['checkpoint_sha256'][:12]}"
+        )
+
+    return command
+
+
+def preset_of(args: list[str]) -> Config:
+    """The config that the preset among these arguments stands for; raises ValueError for an arm that it has not."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--preset")
+    parser.add_argument("--schedule", default="sl")
+    given, _ = parser.parse_known_args(args)
+    return PRESETS[given.preset](given.schedule) if given.preset in PRESETS else Config()
 
 
 def evaluate_command(
-    run: tyro.conf.Positional[Path], samples: int | None = None, steps: int = 20, seed: int = 0
+    run: tyro.conf.Positional[Path],
+    samples: int | None = None,
+    steps: int = 20,
+    seed: int = 0,
+    which: Which = "last",
 ) -> None:
     """Print clean and PGD accuracy on test images, with 95% intervals.
 
@@ -38,15 +74,16 @@ def evaluate_command(
         samples: Test images to use; all if not given.
         steps: Steps of the attack.
         seed: Chooses the images.
+        which: Weights after the last epoch, or after the best one on validation images.
     """
     finished = load(run)
-    print(header(finished, data.load(finished.config.dataset).ball))
-    for row in evaluate(finished, samples=samples, seed=seed, steps=steps):
+    print(header(finished, data.load(finished.config.dataset).ball, which))
+    for row in evaluate(finished, samples=samples, seed=seed, steps=steps, which=which):
         print(f"  {row}")
 
 
 def sweep_command(file: tyro.conf.Positional[Path], out: Path, jobs: int = os.cpu_count() or 1) -> None:
-    """Train the grid of runs that a TOML file describes; finished runs are skipped.
+    """Train the grid of runs that a TOML file describes; finished runs are skipped, stopped ones go on.
 
     Args:
         file: Sweep file, such as training/sweeps/digits.toml.
@@ -58,13 +95,16 @@ def sweep_command(file: tyro.conf.Positional[Path], out: Path, jobs: int = os.cp
 
 def main(args: list[str] | None = None) -> int:
     """Run a command; a mistake in its arguments is one line on stderr and exit code 2."""
+    args = sys.argv[1:] if args is None else args
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {"fit": fit_command, "evaluate": evaluate_command, "sweep": sweep_command},
-            prog="python -m training",
-            args=args,
-        )
-    except ValueError as error:
+        commands: dict[str, Callable[..., Any]] = {
+            "fit": fit_command(preset_of(args)),
+            "evaluate": evaluate_command,
+            "sweep": sweep_command,
+            "prepare": prepare_command,
+        }
+        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m training", args=args)
+    except (ValueError, argparse.ArgumentError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,21 +1,27 @@
-"""A run on disk: model.safetensors, run.json, history.jsonl. Written whole, read without executing anything."""
+"""A run on disk: weights as safetensors, run.json, history.jsonl. Written whole, read without executing anything."""
 
 import dataclasses
 import hashlib
 import json
+import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
+import torch
 from pandas import DataFrame
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from gradlens.store import write
 from training import data, models, schedule
 from training.config import Config
 
 ROOT = Path(__file__).parents[1]
+Which = Literal["last", "best_clean", "best_pgd"]
+FILES = {"last": "model.safetensors", "best_clean": "best_clean.safetensors", "best_pgd": "best_pgd.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Run:
 
     @property
     def arm(self) -> str:
-        """SL, RL, SL-adv, RL-adv."""
+        """SL, RL, SL-adv, RL-adv and so on."""
         return schedule.label(self.config.schedule)
 
     @property
@@ -41,18 +47,22 @@ class Run:
         """One record an epoch."""
         return [json.loads(line) for line in (self.path / "history.jsonl").read_text().splitlines()]
 
-    def model(self) -> nn.Module:
-        """The classifier, in evaluation mode. Raises ValueError where the weights are not those that the run wrote."""
-        path = self.path / "model.safetensors"
+    def model(self, which: Which = "last") -> nn.Module:
+        """The classifier after the last epoch, or after that of the best validation accuracy, in evaluation mode.
+
+        Raises ValueError where the weights are not those that the run wrote, or do not fit the architecture.
+        """
+        known = {"last": {"sha256": self.record["checkpoint_sha256"]}, **self.record.get("best", {})}
+        if which not in known:
+            raise ValueError(f"run {self.name!r} keeps {', '.join(known)}; it has no checkpoint {which!r}")
+        path = self.path / FILES[which]
         if not path.is_file():
-            raise ValueError(
-                f"run {self.name!r}: model.safetensors is missing, expected the weights that the run wrote"
-            )
+            raise ValueError(f"run {self.name!r}: {path.name} is missing")
         content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != self.record["checkpoint_sha256"]:
-            raise ValueError(f"run {self.name!r}: model.safetensors is damaged, its SHA-256 differs from run.json")
+        if hashlib.sha256(content).hexdigest() != known[which]["sha256"]:
+            raise ValueError(f"run {self.name!r}: {path.name} is damaged, its SHA-256 differs from run.json")
         model = build(self.config, data.load(self.config.dataset))
-        model.load_state_dict(safetensors.torch.load(content))
+        fill(model, safetensors.torch.load(content), f"run {self.name!r}: {path.name}")
         return model.eval()
 
     def reference(self) -> dict[str, Any]:
@@ -76,11 +86,61 @@ def build(config: Config, dataset: data.Data) -> nn.Module:
 
 def save(path: Path, model: nn.Module, config: Config, record: dict[str, Any]) -> Run:
     """Write weights, then run.json, which marks the run as finished."""
-    content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
-    write(path / "model.safetensors", content)
-    record = {"config": dataclasses.asdict(config), "checkpoint_sha256": hashlib.sha256(content).hexdigest(), **record}
+    digest = save_weights(path / FILES["last"], model)
+    record = {"config": dataclasses.asdict(config), "checkpoint_sha256": digest, **record}
     write(path / "run.json", (json.dumps(record, indent=2) + "\n").encode())
     return Run(path, config, record)
+
+
+def save_weights(path: Path, model: nn.Module) -> str:
+    """Write a model's parameters and buffers, whole or not at all; returns the file's SHA-256."""
+    content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
+    write(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """Parameters and buffers by name, from a safetensors file or from a foreign .pt file of nothing but tensors.
+
+    A .pt file may hold them under "state_dict" or "model". Raises ValueError, naming the file, for anything else: a
+    pickle that would execute code is refused, not read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"weights {str(path)!r} is not a file, expected .safetensors or .pt")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about protocols: what matters is whether it loads
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"weights {str(path)!r} are refused: no safetensors, nor a file that holds tensors alone; a pickle can "
+            f"execute anything, convert it where you trust it ({reason})"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise ValueError(f"weights {str(path)!r} hold no dictionary of tensors by name")
+    return content
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Put weights into a model; raises ValueError saying what differs where they belong to another architecture."""
+    own = model.state_dict()
+    wrong = [f"no {name}" for name in own.keys() - weights.keys()]
+    wrong += [f"an unknown {name}" for name in weights.keys() - own.keys()]
+    wrong += [
+        f"{name} of shape {tuple(weights[name].shape)} instead of {tuple(t.shape)}"
+        for name, t in own.items()
+        if name in weights and weights[name].shape != t.shape
+    ]
+    if wrong:
+        raise ValueError(f"{where} belongs to another architecture: it has {', '.join(sorted(wrong)[:3])}")
+    model.load_state_dict(weights)
 
 
 def load(path: str | Path) -> Run:
@@ -99,7 +159,7 @@ def load(path: str | Path) -> Run:
 
 
 def load_all(folder: str | Path) -> list[Run]:
-    """The finished runs in a folder, by arm (in the order SL, RL, SL-adv, RL-adv) and seed.
+    """The finished runs in a folder, by arm (SL, RL, SL-adv, RL-adv, then the others) and seed.
 
     Raises ValueError naming the folder where there is none, and how to make some.
     """
@@ -109,7 +169,7 @@ def load_all(folder: str | Path) -> list[Run]:
             f"runs {str(folder)!r} holds no finished run, expected a folder of runs; make one with: "
             f"python -m training sweep training/sweeps/digits.toml --out {folder}"
         )
-    order = {arm: i for i, arm in enumerate(schedule.ARMS)}
+    order = {arm: i for i, arm in enumerate(schedule.KNOWN)}
     return sorted(runs, key=lambda run: (*(order[p.arm] for p in schedule.parse(run.config.schedule)), run.config.seed))
 
 

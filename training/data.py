@@ -1,9 +1,11 @@
-"""Data sets as tensors: pixels in [0, 1], labels, and the threat model that is customary on them."""
+"""Data sets: pixels in [0, 1], labels, the threat model that is customary on them, and how they are augmented."""
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -11,21 +13,45 @@ from torch import Tensor
 
 from gradlens import Ball
 from gradlens.types import Images, Labels
+from training import augment, moments, readers
+from training.augment import Augmentation
+from training.moments import Moments
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, channels, height, width) in [0, 1] and their class numbers."""
+    """Images and their class numbers. Pixels are kept as they were stored and become floats when they are asked for.
 
-    x: Images
+    A small set is a tensor, on any device; a large one an array mapped from disk, of which `at` reads only the rows
+    that are asked for.
+    """
+
+    images: Tensor | np.ndarray  # (N, channels, height, width): whole levels 0..scale in uint8, or floats in [0, 1]
     y: Labels
+    scale: int = 255  # the level that is white
 
     def __len__(self) -> int:
         return len(self.y)
 
     def at(self, index: Tensor) -> tuple[Images, Labels]:
-        """Images in [0, 1] and labels at these places."""
-        return self.x[index], self.y[index]
+        """Images in [0, 1] and labels at these places, on the device of the split."""
+        if isinstance(self.images, np.ndarray):
+            return self._pixels(torch.from_numpy(np.asarray(self.images[index.cpu().numpy()]))), self.y[index]
+        return self._pixels(self.images[index]), self.y[index]
+
+    @property
+    def x(self) -> Images:
+        """All images at once, as floats: for small sets."""
+        return self.at(torch.arange(len(self)))[0]
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The split on a device. Images mapped from disk stay there."""
+        if isinstance(self.images, np.ndarray):
+            return self
+        return Split(self.images.to(device), self.y.to(device), self.scale)
+
+    def _pixels(self, levels: Tensor) -> Tensor:
+        return levels if levels.is_floating_point() else levels.float().div_(self.scale)
 
 
 @dataclass(frozen=True)
@@ -38,25 +64,35 @@ class Data:
     test: Split
     classes: int
     ball: Ball
+    augment: Augmentation = augment.none
+    known: Moments | None = None  # mean and std of the training part, where counting would read a whole disk
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Channels, height, width."""
-        return tuple(self.train.x.shape[1:])
+        return tuple(self.train.images.shape[1:])
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of each channel over the training part."""
-        return tuple(self.train.x.mean((0, 2, 3)).tolist())
+        """Mean of each channel over the training part, in [0, 1]."""
+        return self._moments[0]
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel over the training part."""
-        return tuple(self.train.x.std((0, 2, 3)).tolist())
+        """Standard deviation of each channel over the training part, in [0, 1]."""
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> Moments:
+        return self.known or moments.of(self.train.images, self.train.scale)
 
 
 def load(name: str) -> Data:
-    """A data set by name; raises ValueError for an unknown one, with the nearest."""
+    """A data set by name.
+
+    Raises ValueError for an unknown one, with the nearest, and for missing or damaged files, with the command that
+    brings them.
+    """
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -71,12 +107,55 @@ def digits() -> Data:
     images at this size.
     """
     bunch = load_digits()
-    x = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
+    images = torch.tensor(bunch.images, dtype=torch.uint8)[:, None]
     y = torch.tensor(bunch.target, dtype=torch.long)
     rest, test = train_test_split(range(len(y)), test_size=360, stratify=y, random_state=0)
     train, validation = train_test_split(rest, test_size=144, stratify=y[rest], random_state=0)
-    first, second, third = (Split(x[part], y[part]) for part in (train, validation, test))
+    first, second, third = (Split(images[part], y[part], scale=16) for part in (train, validation, test))
     return Data("digits", train=first, validation=second, test=third, classes=10, ball=Ball(0.1))
+
+
+def fashion_mnist() -> Data:
+    """Zalando's 70,000 articles of clothing, 28 x 28, grey (Xiao et al. 2017): 54,000, 6,000 and 10,000. Linf 0.1."""
+    return _torchvision("fashion-mnist", 10, Ball(0.1), augment.flip)
+
+
+def cifar10() -> Data:
+    """60,000 small photographs, 32 x 32, of ten things (Krizhevsky 2009): 45,000, 5,000 and 10,000. Linf 8/255."""
+    return _torchvision("cifar10", 10, Ball(8 / 255), augment.flip_translate)
+
+
+def cifar100() -> Data:
+    """As CIFAR-10, of a hundred things (the fine labels)."""
+    return _torchvision("cifar100", 100, Ball(8 / 255), augment.flip_translate)
+
+
+def imagenet100(size: int = 64) -> Data:
+    """A hundred classes of ILSVRC at `size` pixels, mapped from disk as `prepare` wrote them. Linf 4/255.
+
+    A tenth of the training images validates; the ILSVRC validation images of these classes test.
+    """
+    mapped = readers.imagenet100(size)
+    train, validation, test = (Split(*mapped.parts[name]) for name in ("train", "validation", "test"))
+    name = "imagenet100" if size == 64 else f"imagenet100-{size}"
+    return Data(
+        name, train, validation, test, len(mapped.classes), Ball(4 / 255), augment.flip_crop, known=mapped.moments
+    )
+
+
+def _torchvision(name: str, classes: int, ball: Ball, augmentation: Augmentation) -> Data:
+    """A tenth of each class of the training images validates: always the same images, whatever the seed of a run."""
+    (images, y), test = readers.read(name, classes)
+    train, validation = readers.hold_out(y)
+    return Data(
+        name,
+        train=Split(images[train], y[train]),
+        validation=Split(images[validation], y[validation]),
+        test=Split(*test),
+        classes=classes,
+        ball=ball,
+        augment=augmentation,
+    )
 
 
 def subset(split: Split, samples: int, seed: int) -> tuple[Images, Labels]:
@@ -91,4 +170,12 @@ def batches(split: Split, size: int, generator: torch.Generator) -> list[Tensor]
     return [batch for batch in order.split(size) if len(batch) > 1]
 
 
-DATASETS: dict[str, Callable[[], Data]] = {"digits": digits}
+DATASETS: dict[str, Callable[[], Data]] = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "imagenet100": imagenet100,
+    "imagenet100-32": partial(imagenet100, 32),
+    "imagenet100-224": partial(imagenet100, 224),
+}

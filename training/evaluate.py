@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from gradlens import Ball, losses, pgd, predict
 from gradlens.compare import wilson
 from training import data
-from training.checkpoint import Run
+from training.checkpoint import Run, Which
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,16 @@ class Accuracy:
         return f"{self.name:<14} {self.value:6.1%}  [{low:.1%}, {high:.1%}]  ({self.right} of {self.samples})"
 
 
-def evaluate(run: Run, *, samples: int | None = None, seed: int = 0, steps: int = 20) -> list[Accuracy]:
+def evaluate(
+    run: Run, *, samples: int | None = None, seed: int = 0, steps: int = 20, which: Which = "last"
+) -> list[Accuracy]:
     """Accuracy on the test part: clean, and under PGD on the cross-entropy and on the margin; images that any visited
     point fools count as wrong. The attacks use the data set's own ball."""
     if samples is not None and samples < 1:
         raise ValueError(f"samples is {samples}, expected at least 1, or none given for all test images")
     dataset = data.load(run.config.dataset)
     x, y = data.subset(dataset.test, samples or len(dataset.test), seed)
-    model, ball = run.model(), dataset.ball
+    model, ball = run.model(which), dataset.ball
     rows = [Accuracy("clean", int((predict(model, x) == y).sum()), len(y))]
     for name, loss in (("CE", losses.cross_entropy), ("margin", losses.margin)):
         trace = pgd(model, x, y, ball, steps=steps, loss=loss)
@@ -46,6 +48,8 @@ def evaluate(run: Run, *, samples: int | None = None, seed: int = 0, steps: int 
     return rows
 
 
-def header(run: Run, ball: Ball) -> str:
+def header(run: Run, ball: Ball, which: Which = "last") -> str:
     """What the table is about."""
-    return f"{run.name}: {run.arm} on {run.config.dataset}, {ball.norm} eps {ball.eps:g}, 95% Wilson intervals"
+    return (
+        f"{run.name} ({which}): {run.arm} on {run.config.dataset}, {ball.norm} eps {ball.eps:g}, 95% Wilson intervals"
+    )

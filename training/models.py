@@ -1,12 +1,14 @@
 """Classifiers of pixels in [0, 1]: normalisation is the first layer, logits come out."""
 
 import difflib
+import re
 from collections.abc import Callable
 
-import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from gradlens import Normalized
+from training import foreign
+from training.wide_resnet import wide_resnet
 
 
 def build(
@@ -14,20 +16,28 @@ def build(
 ) -> nn.Module:
     """A fresh classifier for images of `shape` (channels, height, width), drawing its weights from torch's global seed.
 
-    Raises ValueError for an unknown name, with the nearest known one.
+    Raises ValueError for an unknown name, with the nearest known one, and for a model that does not classify images.
     """
     check(name)
-    body = MODELS[name](classes, shape) if name in MODELS else _torchvision(name, classes, shape)
+    if name in MODELS:
+        body = MODELS[name](classes, shape)
+    elif match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
+        body = wide_resnet(classes, shape, depth=int(match[1]), width=int(match[2]))
+    else:
+        body = foreign.classifier(name, classes, shape)
     return Normalized(body, mean, std)
 
 
 def check(name: str) -> None:
-    """Raises ValueError for an unknown name, with the nearest known one."""
-    known = [*MODELS, *torchvision.models.list_models(module=torchvision.models)]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"model is {name!r}, expected {', '.join(MODELS)} or a torchvision classifier{hint}")
+    """Raises ValueError for an unknown name, with the nearest known one, and for one of another task."""
+    if name in MODELS or re.fullmatch(r"wrn_(\d+)_(\d+)", name) or name in foreign.classifiers():
+        return
+    expected = "expected cnn_small, cnn6 or wrn_DEPTH_WIDTH, or a torchvision classifier"
+    if task := foreign.task(name):
+        raise ValueError(f"model is {name!r}, which torchvision has for {task}, {expected}")
+    near = difflib.get_close_matches(name, [*MODELS, "wrn_28_10", *foreign.classifiers()], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"model is {name!r}, {expected}{hint}")
 
 
 def cnn_small(classes: int, shape: tuple[int, ...]) -> nn.Module:
@@ -72,29 +82,13 @@ def cnn6(classes: int, shape: tuple[int, ...]) -> nn.Module:
 
 
 def _convolution(inputs: int, outputs: int, size: int = 3) -> list[nn.Module]:
-    layers = [nn.BatchNorm2d(outputs), nn.ReLU()]
-    if size % 2:
-        return [nn.Conv2d(inputs, outputs, size, padding="same"), *layers]
-    # what padding="same" does for an even window, without its warning
-    low, high = size // 2 - 1, size // 2
-    return [nn.ZeroPad2d((low, high, low, high)), nn.Conv2d(inputs, outputs, size), *layers]
-
-
-def _torchvision(name: str, classes: int, shape: tuple[int, ...]) -> nn.Module:
-    """A torchvision classifier without weights, with a stem that keeps the size of images below 64 pixels."""
-    model = torchvision.models.get_model(name, weights=None, num_classes=classes)
-    if isinstance(model, torchvision.models.ResNet) and shape[1] < 64:
-        model.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
-        model.maxpool = nn.Identity()
-        return model
-    return nn.Sequential(_Colour(), model) if shape[0] == 1 else model
-
-
-class _Colour(nn.Module):
-    """Grey images as three equal channels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.expand(-1, 3, -1, -1)
+    """A convolution that keeps the size, batch norm and ReLU. An even kernel has its odd zero row below and right."""
+    before, after = (size - 1) // 2, size // 2
+    if before == after:
+        convolution: list[nn.Module] = [nn.Conv2d(inputs, outputs, size, padding=before)]
+    else:  # padding="same" would do as much, and warn of the copy
+        convolution = [nn.ZeroPad2d((before, after, before, after)), nn.Conv2d(inputs, outputs, size)]
+    return [*convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def parameters(model: nn.Module) -> int:

@@ -1,10 +1,13 @@
-"""Which objective is trained when: `sl:15`, `sl:50,rl:50`."""
+"""Which objective is trained when: `sl:15`, `sl:50,rl:50`, `sl>rl:100`, `lq:100`."""
 
 import difflib
 import re
 from dataclasses import dataclass
 
-ARMS = ("sl", "rl", "sl-adv", "rl-adv")
+ARMS = ("sl", "rl", "sl-adv", "rl-adv")  # of the study
+CONTROLS = ("exact", "lq", "sl>rl", "sl>exact")
+KNOWN = (*ARMS, *CONTROLS, *(f"{arm}-adv" for arm in CONTROLS))
+WRITTEN = {"sl": "SL", "rl": "RL", "exact": "exact", "lq": "Lq"}
 
 
 @dataclass(frozen=True)
@@ -29,19 +32,44 @@ def parse(schedule: str) -> tuple[Phase, ...]:
     """Read a schedule; raises ValueError naming the phase that is wrong and the nearest objective."""
     phases = []
     for part in schedule.split(","):
-        match = re.fullmatch(r"\s*([a-z-]+):(\d+)\s*", part)
+        match = re.fullmatch(r"\s*([a-z>-]+):(\d+)\s*", part)
         if match is None or int(match[2]) < 1:
             raise ValueError(f"schedule {schedule!r} has {part!r}, expected objective:epochs, such as 'sl:15'")
-        if match[1] not in ARMS:
-            near = difflib.get_close_matches(match[1], ARMS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"schedule {schedule!r} has objective {match[1]!r}, expected one of {', '.join(ARMS)}{hint}"
-            )
+        _check(match[1], f"schedule {schedule!r} has objective")
         phases.append(Phase(match[1], int(match[2])))
     return tuple(phases)
 
 
 def label(schedule: str) -> str:
-    """The arm as papers write it: SL, RL, SL-adv, RL-adv, and SL, RL for one phase after the other."""
-    return ", ".join(phase.objective.upper() + ("-adv" if phase.is_adversarial else "") for phase in parse(schedule))
+    """The arm as papers write it: SL, RL, SL-adv, RL-adv, exact, Lq, SL>RL; SL, RL for one phase after the other."""
+    return ", ".join(_written(phase) for phase in parse(schedule))
+
+
+def complete(schedule: str, epochs: dict[str, int]) -> str:
+    """Give each phase that has no number of epochs the arm's usual one; raises ValueError for an unknown arm."""
+    phases = []
+    for part in (part.strip() for part in schedule.split(",")):
+        if ":" not in part:
+            _check(part, f"schedule {schedule!r} has objective", tuple(epochs))
+        phases.append(part if ":" in part else f"{part}:{epochs[part]}")
+    return ",".join(phases)
+
+
+def at(phases: tuple[Phase, ...], epoch: int) -> tuple[Phase, int]:
+    """The phase that an epoch (counted from 0) belongs to, and its place within the phase."""
+    for phase in phases:
+        if epoch < phase.epochs:
+            return phase, epoch
+        epoch -= phase.epochs
+    raise IndexError(f"epoch lies {epoch} beyond the end of the schedule")
+
+
+def _written(phase: Phase) -> str:
+    return ">".join(WRITTEN[name] for name in phase.objective.split(">")) + ("-adv" if phase.is_adversarial else "")
+
+
+def _check(arm: str, where: str, known: tuple[str, ...] = KNOWN) -> None:
+    if arm not in known:
+        near = difflib.get_close_matches(arm, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{where} {arm!r}, expected one of {', '.join(known)}{hint}")

@@ -1,4 +1,4 @@
-"""Many runs from one file: the grid of data sets, models, schedules and seeds. Finished runs are skipped."""
+"""Many runs from one file: a grid of data sets, models, schedules and seeds. What is finished is skipped."""
 
 import dataclasses
 import itertools
@@ -52,13 +52,16 @@ def grid(path: Path) -> dict[str, Config]:
 
 
 def name(config: Config) -> str:
-    """A run's folder: data set, model, schedule and seed."""
-    phases = "+".join(f"{phase.arm}-{phase.epochs}" for phase in schedule.parse(config.schedule))
+    """A run's folder: data set, model, schedule and seed, in characters that every file system takes."""
+    phases = "+".join(f"{phase.arm.replace('>', '-to-')}-{phase.epochs}" for phase in schedule.parse(config.schedule))
     return f"{config.dataset}-{config.model}-{phases}-s{config.seed}"
 
 
 def sweep(path: Path, out: Path, jobs: int) -> list[Run]:
-    """Train what is not finished yet, `jobs` runs at a time, each on one thread: so results do not depend on `jobs`."""
+    """Train what is not finished yet, `jobs` runs at a time, each on one thread: so results do not depend on `jobs`.
+
+    What was stopped in the middle goes on where it was.
+    """
     runs = grid(path)
     out.mkdir(parents=True, exist_ok=True)
     tasks = [(config, out / folder) for folder, config in runs.items()]

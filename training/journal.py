@@ -1,0 +1,62 @@
+"""What a run says of itself while it runs: history.jsonl, one line an epoch, and TensorBoard on request."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gradlens.store import write
+
+
+class Journal:
+    """Writes each epoch's record as it comes. Lines after `epoch`, left by a run that was killed, are dropped.
+
+    Raises ValueError where TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path, epoch: int, *, tensorboard: bool = False) -> None:
+        self.path = folder / "history.jsonl"
+        self.records = _read(self.path)[:epoch]
+        write(self.path, "".join(map(_line, self.records)).encode())
+        self._board = _board(folder, epoch) if tensorboard else None
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The newest record."""
+        return self.records[-1]
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a line, and be sure that it is on the disk."""
+        self.records.append(record)
+        with self.path.open("a") as file:
+            file.write(_line(record))
+            file.flush()
+            os.fsync(file.fileno())
+        if self._board is not None:
+            for name, value in record.items():
+                if isinstance(value, int | float) and name != "epoch":
+                    self._board.add_scalar(name, value, record["epoch"])
+            self._board.flush()
+
+    def close(self) -> None:
+        """Let go of TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record) + "\n"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a history; the last may be torn."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def _board(folder: Path, epoch: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("tensorboard is not installed; add it with: pip install tensorboard") from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=epoch + 1)
