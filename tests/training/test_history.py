@@ -65,6 +65,13 @@ def test_the_best_weights_are_those_of_the_best_epoch(run: Run, which: Any, accu
     assert clean == pytest.approx(run.history[best["epoch"] - 1]["clean"])
 
 
+def test_of_equals_the_first_is_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = {"clean": 0.5, "pgd": 0.5, "fgsm_inner": 0.5, "pgd_inner": 0.5}
+    monkeypatch.setattr(fitting, "watch", lambda *_, **__: same)
+    run = fit(Config(schedule="sl:2", batch=512), tmp_path, quiet=True)
+    assert [best["epoch"] for best in run.record["best"].values()] == [1, 1]
+
+
 def test_last_is_the_last(run: Run) -> None:
     part = data.load("digits").validation
     clean = (predict(run.model(), part.x) == part.y).double().mean().item()
