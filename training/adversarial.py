@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from gradlens import Ball, frozen, losses
 from gradlens.attacks.pgd import perturb
-from gradlens.ball import cosine, gaussian
+from gradlens.ball import cosine
+from gradlens.draws import gaussian
 from gradlens.model import input_gradient, logits
 from gradlens.types import Images, Labels, Loss, PerSample
 from training.config import Config
