@@ -27,8 +27,8 @@ from .stability import Stability
 from .store import write
 
 # Okabe & Ito's colours, told apart by the colour-blind; an arm keeps its colour in every figure
-COLOURS = {"SL": "#0072B2", "RL": "#D55E00", "SL-adv": "#56B4E9", "RL-adv": "#E69F00"}
-OTHERS = ("#009E73", "#CC79A7", "#000000", "#F0E442")
+COLOURS = {"SL": "#0072B2", "RL": "#D55E00", "exact": "#009E73", "SL-adv": "#56B4E9", "RL-adv": "#E69F00"}
+OTHERS = ("#CC79A7", "#000000", "#F0E442", "#999999")
 
 LABELS = {
     "loss": "cross-entropy (nats)",

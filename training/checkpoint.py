@@ -169,8 +169,9 @@ def load_all(folder: str | Path) -> list[Run]:
             f"runs {str(folder)!r} holds no finished run, expected a folder of runs; make one with: "
             f"python -m training sweep training/sweeps/digits.toml --out {folder}"
         )
-    order = {arm: i for i, arm in enumerate(schedule.KNOWN)}
-    return sorted(runs, key=lambda run: (*(order[p.arm] for p in schedule.parse(run.config.schedule)), run.config.seed))
+    return sorted(
+        runs, key=lambda run: ([schedule.place(p) for p in schedule.parse(run.config.schedule)], run.config.seed)
+    )
 
 
 def histories(runs: list[Run]) -> DataFrame:

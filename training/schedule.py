@@ -55,6 +55,11 @@ def complete(schedule: str, epochs: dict[str, int]) -> str:
     return ",".join(phases)
 
 
+def place(phase: Phase) -> tuple[bool, int]:
+    """Where a phase's arm stands in tables and legends: clean arms first, controls behind the arms of the study."""
+    return phase.is_adversarial, KNOWN.index(phase.objective)
+
+
 def at(phases: tuple[Phase, ...], epoch: int) -> tuple[Phase, int]:
     """The phase that an epoch (counted from 0) belongs to, and its place within the phase."""
     for phase in phases:
