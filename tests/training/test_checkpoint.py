@@ -108,6 +108,19 @@ def test_evaluation_counts_images_that_no_visited_point_fools(samples, run, tiny
         assert f"({survivors} of {len(y)})" in str(row)
 
 
+def test_an_image_that_was_fooled_on_the_way_counts_as_wrong_even_if_the_last_point_does_not(run, monkeypatch):
+    """Silent successes by hand: three of ten images are fooled at point 1 alone, one more at the end."""
+
+    def silent(*args, **options):
+        trace = pgd(*args, **options)
+        margin = torch.full_like(trace.margin, -1.0)
+        margin[1, :3], margin[-1, 3] = 1.0, 1.0
+        return dataclasses.replace(trace, margin=margin)
+
+    monkeypatch.setattr("training.evaluate.pgd", silent)
+    assert [row.right for row in evaluate(run, samples=10, steps=3)[1:]] == [6, 6]
+
+
 @pytest.mark.parametrize("samples", [0, -3])
 def test_a_number_of_samples_below_one_is_refused(samples, run):
     with pytest.raises(ValueError, match=f"samples is {samples}, expected at least 1"):

@@ -36,7 +36,7 @@ def test_a_run_is_trained_and_evaluated_from_the_command_line(tmp_path):
     done = training("evaluate", out, "--samples", "20", "--steps", "2")
     assert done.returncode == 0, done.stderr
     header, *rows = done.stdout.splitlines()
-    assert header.startswith("sl: SL on digits, linf eps 0.1")
+    assert header.startswith("sl (last): SL on digits, linf eps 0.1")
     assert [row.split("  ")[1].strip() for row in rows] == ["clean", "PGD-2 CE", "PGD-2 margin"]
     assert all("of 20)" in row for row in rows)
 
