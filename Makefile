@@ -11,7 +11,7 @@ SET ?= digits
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-figures: $(READY)  ## Train the four classifiers and draw the gallery (SET=digits)
+figures: $(READY)  ## Train the classifiers and draw the gallery (SET=digits)
 	$(BIN)/python -m figures build $(SET)
 
 test: $(READY)  ## Run all tests
