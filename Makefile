@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SET ?= digits
+# what JupyterLab writes anew at each save; .pre-commit-config.yaml strips the same
+KEYS := metadata.language_info
 
 .DEFAULT_GOAL := help
 .PHONY: help figures test lint lab clean
@@ -22,7 +24,7 @@ lint: $(READY)  ## Check format, style, types, import directions and that notebo
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/nbstripout --verify --extra-keys "metadata.kernelspec metadata.language_info.version" notebooks/*.ipynb
+	$(BIN)/nbstripout --verify --extra-keys "$(KEYS)" notebooks/*.ipynb
 
 lab: $(READY)  ## Open JupyterLab in notebooks/, with trained runs to look at
 	$(BIN)/python -m training sweep training/sweeps/digits.toml --out runs/digits

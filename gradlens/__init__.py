@@ -4,10 +4,11 @@ from . import losses
 from .attacks import PGDTrace, pgd
 from .ball import Ball
 from .compare import compare
+from .door import predict
 from .entropy import Entropy, entropy
 from .gradients import Gradients, gradients
 from .landscape import Surface, input_line, input_plane
-from .model import Normalized, frozen, predict
+from .model import Normalized, frozen
 from .provenance import Made
 from .stability import Stability, stability
 from .store import load, save

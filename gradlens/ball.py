@@ -127,7 +127,9 @@ class Ball:
         return (centre + torch.where(outside, -delta, delta)).clamp(self.low, self.high)
 
     def on_surface(self, x: Images, centre: Images) -> PerSample:
-        """Share of a sample's pixels that cannot move further out: on the ball's surface, or on the box's.
+        """Share of a sample's pixels on the surface of the ball or of the pixel box.
+
+        A black or white pixel is on the box's surface from the start, though it can still move inwards.
 
         Under "l2" the ball's surface binds all pixels together or none.
         """

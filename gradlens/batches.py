@@ -51,6 +51,8 @@ def measured(
     `x` is a tensor, an array, or an iterable such as a DataLoader of images or (images, labels). A chunk that does not
     fit into memory is halved, which is said once. Raises ValueError as the door does.
     """
+    if not isinstance(ball, Ball):
+        raise ValueError(f"ball is {ball!r}, expected a gradlens.Ball, such as Ball(eps=8/255, norm='linf')")
     if batch is not None and batch < 1:
         raise ValueError(f"batch is {batch}, expected at least 1")
     seeded = functools.cache(lambda: seed(generator))

@@ -1,11 +1,13 @@
 """The door: what every measurement relies on is checked here, once, in the caller's words."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .ball import Ball
-from .model import at_least_single, forward, logits
+from .model import at_least_single, forward, frozen, logits
 from .types import Images, ImagesLike, Labels, LabelsLike, Logits
 
 PROBE = 16  # samples that are run twice to see whether the model answers the same
@@ -58,6 +60,32 @@ def check_labels(y: LabelsLike, batch: int, device: torch.device) -> Labels:
     return labels.to(device=device, dtype=torch.long)
 
 
+def check_attack(
+    ball: Ball, *, steps: int, step_size: float | None, restarts: int = 1, samples: int = 1, momentum: float = 0.0
+) -> float:
+    """The step size in pixels, 2.5 eps / steps where none is given, once an attack's knobs have been checked.
+
+    Raises ValueError naming the knob.
+    """
+    if not isinstance(ball, Ball):
+        raise ValueError(f"ball is {ball!r}, expected a gradlens.Ball, such as Ball(eps=8/255, norm='linf')")
+    for name, count in (("steps", steps), ("restarts", restarts), ("samples", samples)):
+        if count < 1:
+            raise ValueError(f"{name} is {count}, expected at least 1")
+    if step_size is not None and not (step_size > 0 and math.isfinite(step_size)):
+        raise ValueError(f"step_size is {step_size}, expected a positive number of pixels")
+    if not momentum >= 0:
+        raise ValueError(f"momentum is {momentum}, expected 0 or more")
+    return 2.5 * ball.eps / steps if step_size is None else step_size
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: ImagesLike, *, ball: Ball = Ball()) -> Labels:
+    """The class each image gets. `ball` gives the pixel box; raises ValueError for bad images, as `pgd` does."""
+    with frozen(model), torch.no_grad():
+        return check_answer(model, check_images(model, x, ball)).argmax(1)
+
+
 @torch.no_grad()
 def admit(
     model: nn.Module, x: Images, y: Labels | None, *, stochastic: bool = False, probe: bool = True, offset: int = 0
@@ -70,6 +98,7 @@ def admit(
     answer = check_answer(model, x, offset=offset)
     if probe and not stochastic:
         _refuse_random(model, x[:PROBE])
+        _refuse_mixing(model, x[:PROBE])
     if y is None:
         return answer.argmax(1)
     if y.amin() < 0 or y.amax() >= answer.shape[1]:
@@ -125,6 +154,24 @@ def _refuse_random(model: nn.Module, x: Images) -> None:
         raise ValueError(
             f"model is random between two passes: the same images gave logits that differ by {gap:.3g}; "
             "expected a deterministic one (pgd takes samples=k to average over the randomness)"
+        )
+
+
+def _refuse_mixing(model: nn.Module, x: Images) -> None:
+    """One image alone must get the answer that it gets among others, or no number is a sample's own."""
+    if len(x) < 2:
+        return
+    together = logits(model, x)
+    try:
+        gap = (logits(model, x[:1]) - together[:1]).abs().amax()
+    except (RuntimeError, ValueError):  # batch statistics of a single value
+        gap = torch.tensor(torch.inf)
+    # other kernels for other batch sizes round differently, in half precision by up to a hundredth
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    if gap > (5e-2 if kind in (torch.float16, torch.bfloat16) else 1e-3) * together.abs().amax().clamp(min=1e-30):
+        raise ValueError(
+            f"model mixes the samples of a batch: an image alone and the same image among {len(x)} get logits that "
+            f"differ by {gap:.3g}; expected answers that depend on one sample alone (batch norm: running statistics)"
         )
 
 

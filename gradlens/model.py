@@ -20,12 +20,20 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}, expected a torch.nn.Module that maps images to logits")
+    tensors = (*model.parameters(), *model.buffers())
+    if any(t.is_inference() for t in tensors):
+        raise ValueError(
+            f"model ({type(model).__name__}) was built in torch.inference_mode(), expected ordinary parameters and "
+            "buffers; build or load it outside"
+        )
     modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     held = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
     buffers = {buffer: buffer.detach().clone() for _, _, buffer in held}
     try:
-        model.eval().requires_grad_(False)
+        model.eval()
+        for parameter in flags:
+            parameter.requires_grad_(False)
         with torch.inference_mode(False), torch.enable_grad():
             yield model
     finally:
@@ -89,7 +97,7 @@ def input_gradient(model: nn.Module, x: Images, y: Labels, loss: Loss) -> tuple[
     """
     x = x.detach().clone().requires_grad_(True)
     answer = logits(model, x)
-    losses = loss(answer, y)
+    losses = per_sample(loss, answer, y)
     if losses.requires_grad:
         (grad,) = torch.autograd.grad(losses.sum(), x, materialize_grads=True)
     else:
@@ -97,11 +105,15 @@ def input_gradient(model: nn.Module, x: Images, y: Labels, loss: Loss) -> tuple[
     return answer.detach(), losses.detach(), grad
 
 
-@torch.no_grad()
-def predict(model: nn.Module, x: Images) -> Labels:
-    """The class each image gets."""
-    with frozen(model), torch.no_grad():
-        return logits(model, x).argmax(1)
+def per_sample(loss: Loss, answer: Logits, y: Labels) -> PerSample:
+    """The loss of each sample; raises ValueError for a loss that has already been averaged or summed."""
+    losses = loss(answer, y)
+    if losses.shape != y.shape:
+        raise ValueError(
+            f"loss returns shape {tuple(losses.shape)} for {len(y)} samples, expected one value a sample, as "
+            "gradlens.losses.cross_entropy gives: a mean would divide every gradient by the batch size"
+        )
+    return losses
 
 
 def mean_gradient(

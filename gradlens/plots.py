@@ -142,7 +142,7 @@ def surface(
 ) -> Axes:
     """Filled contours of a plane, for one sample or the mean over all.
 
-    The first direction runs to the right, the second upwards; the dotted square is the distance of 1 eps. Hatched
+    The first direction runs to the right, the second upwards; the dotted square is 1 eps along each axis. Hatched
     where the plane lies off the pixel box (for the mean: off every sample's).
     """
     values = getattr(result, quantity)
@@ -151,6 +151,8 @@ def surface(
     across, up = result.alpha.cpu().numpy(), result.beta.cpu().numpy()
     filled = ax.contourf(across, up, grid.T.cpu().numpy(), levels, cmap=options.pop("cmap", "viridis"), **options)
     ax.contour(across, up, grid.T.cpu().numpy(), filled.levels, colors="white", linewidths=0.4, alpha=0.5)
+    if quantity == "margin" and grid.min() < 0 < grid.max():
+        ax.contour(across, up, grid.T.cpu().numpy(), [0.0], colors="black", linewidths=1.2)  # the decision boundary
     _frame_of_plane(result, ax, inside)
     return ax
 
@@ -194,7 +196,7 @@ def _band(ax: Axes, at: np.ndarray, values: Tensor, name: str, band: bool, **opt
     shown = name if band and name else None
     ax.plot(at, ends[1], color=colour(name), label=shown, lw=2 if band else 1, ls="-" if band else "--", **options)
     if band:
-        ax.fill_between(at, ends[0], ends[2], color=colour(name), alpha=0.1, lw=0)
+        ax.fill_between(at, ends[0], ends[2], color=colour(name), alpha=0.06, lw=0)
         for edge in (ends[0], ends[2]):  # where bands overlap, their fills alone cannot be told apart
             ax.plot(at, edge, color=colour(name), lw=0.6, alpha=0.7)
 
@@ -220,11 +222,13 @@ def publish(
     runs: Sequence[Mapping[str, Any]] = (),
     made: Made | None = None,
     alt: str | None = None,
+    title: str | None = None,
 ) -> Figure:
     """Keep a figure in `out`: `name`.png, .pdf, .parquet (the data behind it), .json (caption, runs, how it was made).
 
     An empty `out` keeps nothing, as when a notebook is read by hand. `caption` is a paragraph for a paper; `alt`, for
-    those who cannot see the picture, is the caption if not given; `runs` name the checkpoints behind the figure.
+    those who cannot see the picture, is the caption if not given; `runs` name the checkpoints behind the figure;
+    `title` is made of the name if not given.
     Raises ValueError for a name that is no plain file name.
     """
     if not name.replace("_", "").replace("-", "").isalnum():
@@ -244,7 +248,7 @@ def publish(
         data.to_parquet(folder / f"{name}.parquet", index=False)
     record = {
         "name": name,
-        "title": name.replace("_", " ").capitalize(),
+        "title": title or name.replace("_", " ").capitalize(),
         "caption": caption,
         "alt": alt or caption,
         "data": None if data is None else f"{name}.parquet",

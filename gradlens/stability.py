@@ -12,6 +12,7 @@ from .attacks.pgd import climb
 from .attacks.trace import PGDTrace
 from .ball import Ball, cosine
 from .batches import Chunk, measured
+from .door import check_attack
 from .losses import cross_entropy
 from .model import mean_gradient
 from .provenance import Made
@@ -92,9 +93,7 @@ def stability(
     """
     if not all(radius > 0 for radius in radii):
         raise ValueError(f"radii are {radii}, expected positive numbers, in eps")
-    if steps < 1 or samples < 1:
-        raise ValueError(f"steps is {steps} and samples is {samples}, expected at least 1")
-    size = 2.5 * ball.eps / steps if step_size is None else step_size
+    size = check_attack(ball, steps=steps, step_size=step_size, samples=samples, momentum=momentum)
 
     def run(chunk: Chunk) -> Stability:
         x, y = chunk.x, chunk.y

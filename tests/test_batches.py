@@ -154,6 +154,54 @@ def test_probabilities_instead_of_logits_are_refused(cnn, images) -> None:
     gl.stability(nn.Sequential(cnn, nn.LogSoftmax(1)), images, steps=1)  # log-probabilities are logits
 
 
+class Mixing(Wrapped):
+    """Subtracts the mean image of the batch it happens to be in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x - 0.1 * x.mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(2, track_running_stats=False).double(), None])
+def test_a_model_that_mixes_the_samples_of_a_batch_is_refused(norm, cnn, images) -> None:
+    with pytest.raises(ValueError, match="model mixes the samples of a batch"):
+        gl.stability(Mixing(cnn) if norm is None else nn.Sequential(norm, cnn), images)
+
+
+def test_a_loss_that_is_already_a_mean_is_refused(cnn, images, labels) -> None:
+    for measure in (gl.pgd, gl.stability, gl.input_line):
+        with pytest.raises(ValueError, match=r"loss returns shape \(\) for 6 samples, expected one value a sample"):
+            measure(cnn, images, labels, BALL, loss=nn.functional.cross_entropy)
+
+
+@pytest.mark.parametrize("knob", [{"step_size": -1.0}, {"step_size": float("nan")}, {"momentum": -1.0}, {"steps": 0}])
+def test_stability_refuses_the_knobs_that_pgd_refuses(knob, cnn, images) -> None:
+    (name,) = knob
+    for measure in (gl.pgd, gl.stability):
+        with pytest.raises(ValueError, match=f"{name} is {knob[name]}"):
+            measure(cnn, images, None, BALL, **knob)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_plane_needs_a_step(steps, cnn, images) -> None:
+    with pytest.raises(ValueError, match=f"steps is {steps}"):
+        gl.input_plane(cnn, images, None, BALL, steps=steps)
+
+
+@pytest.mark.parametrize("bad", [torch.full((2, 2, 5, 5), 1.5).double(), torch.zeros(2, 3).double()])
+def test_predict_has_the_door(bad, cnn) -> None:
+    with pytest.raises(ValueError, match=r"x spans|x of shape"):
+        gl.predict(cnn, bad)
+
+
+def test_a_model_built_in_inference_mode_is_refused_untouched(images) -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(50, 3)).double()
+    with pytest.raises(ValueError, match="inference_mode"):
+        gl.stability(model, images)
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_summed_fields_add_up_and_shared_ones_stay(cnn, images, labels) -> None:
     parts = [gl.pgd(cnn, images[i], labels[i], BALL, steps=2) for i in (slice(0, 2), slice(2, 6))]
     joined = join(parts)

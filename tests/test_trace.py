@@ -79,12 +79,9 @@ def test_passes_are_counted_as_the_model_sees_them(images, labels, cnn) -> None:
         calls += 1
 
     with cnn.register_forward_hook(count):
-        gl.pgd(cnn, images, labels, BALL, steps=1)
-        at_the_door = calls - 2
-        calls = 0
         trace = gl.pgd(cnn, images, labels, BALL, steps=5, restarts=2, samples=3)
-    # a random model is let in without being run twice
-    assert (trace.forwards == calls - (at_the_door - 2)).all()
+    # the door looks once at a model that may be random; the rest are the attack's
+    assert (trace.forwards == calls - 1).all()
 
 
 def test_momentum_is_mi_fgsm(cnn, images, labels) -> None:

@@ -1,10 +1,11 @@
 """Projected gradient descent, told as a trace of what it met on the way."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..ball import Ball, expand, l1, l2, linf, unit
 from ..batches import Chunk, measured
+from ..door import check_attack
 from ..losses import cross_entropy, margin
 from ..model import input_gradient, mean_gradient
 from ..provenance import UNSIGNED
@@ -42,14 +43,7 @@ def pgd(
     Raises ValueError for inputs outside the box, wrong shapes or labels, a random model with samples=1, steps,
     restarts or samples below 1.
     """
-    for name, count in (("steps", steps), ("restarts", restarts), ("samples", samples)):
-        if count < 1:
-            raise ValueError(f"{name} is {count}, expected at least 1")
-    if step_size is not None and not step_size > 0:
-        raise ValueError(f"step_size is {step_size}, expected a positive number of pixels")
-    if not momentum >= 0:
-        raise ValueError(f"momentum is {momentum}, expected 0 or more")
-    size = 2.5 * ball.eps / steps if step_size is None else step_size
+    size = check_attack(ball, steps=steps, step_size=step_size, restarts=restarts, samples=samples, momentum=momentum)
 
     def run(chunk: Chunk) -> PGDTrace:
         wanted = None if targets is None else _targets(targets, chunk)
@@ -87,7 +81,7 @@ def climb(
 ) -> PGDTrace:
     """One run on checked samples, from `point`, recorded."""
 
-    def climbed(logits: Logits, y: Labels) -> PerSample:
+    def climbed(logits: Tensor, y: Tensor) -> Tensor:  # as the caller gave it; its shape is checked where it is used
         return loss(logits, y) if targets is None else -loss(logits, targets)
 
     points: list[Point] = []

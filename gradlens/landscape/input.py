@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from ..attacks.pgd import perturb
 from ..ball import Ball, expand, l2
 from ..batches import Chunk, measured
+from ..door import check_attack
 from ..draws import gaussian
 from ..losses import cross_entropy, margin
-from ..model import input_gradient, logits
+from ..model import input_gradient, logits, per_sample
 from ..provenance import UNSIGNED
 from ..types import Axis, Images, ImagesLike, Labels, LabelsLike, Loss
 from .surface import Surface
@@ -85,6 +86,7 @@ def _slice(
     generator: torch.Generator | None,
     is_plane: bool,
 ) -> Surface:
+    size = check_attack(ball, steps=steps, step_size=None)
     if not span > 0:
         raise ValueError(f"span is {span}, expected a positive number of eps")
     if points < 3 or points % 2 == 0:
@@ -98,12 +100,12 @@ def _slice(
 
     def run(chunk: Chunk) -> Surface:
         x, y = chunk.x, chunk.y
-        vectors, names = _directions(model, chunk, ball, directions, loss, steps, is_plane)
+        vectors, names = _directions(model, chunk, ball, directions, loss, steps, size, is_plane)
         alpha = span * torch.arange(-half, half + 1, device=x.device, dtype=x.dtype) / half
         beta = alpha if is_plane else alpha[half : half + 1]
         with torch.no_grad():
             values = _measure(model, x, y, ball, vectors, alpha, beta, loss, limits, batch)
-            centre_loss = loss(logits(model, x), y)
+            centre_loss = per_sample(loss, logits(model, x), y)
         return Surface(
             **values, alpha=alpha, beta=beta, directions=vectors, axes=names, unit=ball.eps, projected=limits,
             labels=y, centre_loss=centre_loss, made=UNSIGNED,
@@ -124,6 +126,7 @@ def _directions(
     directions: Directions | tuple[Images, ...],
     loss: Loss,
     steps: int,
+    step_size: float,
     is_plane: bool,
 ) -> tuple[tuple[Images, ...], tuple[str, str]]:
     x, y = chunk.x, chunk.y
@@ -139,7 +142,7 @@ def _directions(
         return tuple(d.to(x) for d in directions), ("first given direction", "second given direction")
     if directions == "adversarial":
         # the margin does not saturate: cross-entropy would leave a confident model without a direction
-        move = perturb(model, x, y, ball, steps=steps, step_size=2.5 * ball.eps / steps, loss=margin, start=x) - x
+        move = perturb(model, x, y, ball, steps=steps, step_size=step_size, loss=margin, start=x) - x
     elif directions == "gradient":
         move = ball.steepest(input_gradient(model, x, y, loss)[2])
     else:
@@ -182,7 +185,7 @@ def _measure(
         labels = y[sample]
         parts.append(
             (
-                loss(answer, labels).masked_fill(void, torch.nan),
+                per_sample(loss, answer, labels).masked_fill(void, torch.nan),
                 margin(answer, labels).masked_fill(void, torch.nan),
                 answer.argmax(1),
                 boxed & ~void,

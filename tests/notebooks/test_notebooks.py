@@ -46,6 +46,10 @@ def test_nothing_that_was_run_is_committed(path: Path) -> None:
         assert not cell.outputs
 
 
+def test_papermill_finds_a_kernel(path: Path) -> None:
+    assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3"
+
+
 def test_only_the_rooms_below_are_imported(path: Path) -> None:
     for tree in trees(path):
         for node in ast.walk(tree):

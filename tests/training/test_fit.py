@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from training import checkpoint, data
 from training.config import Config
 from training.data import Data
+from training.evaluate import evaluate
 from training.fit import fit
 from training.schedule import ARMS
 
@@ -182,3 +183,24 @@ def test_a_fit_does_not_touch_the_data(tiny: Data, tmp_path):
     before = tiny.train.x.clone()
     fit(dataclasses.replace(TINY, schedule="rl-adv:1", attack="fgsm"), tmp_path / "run", quiet=True)
     assert torch.equal(tiny.train.x, before)
+
+
+def test_the_attacked_loss_moves_the_weights(tiny, tmp_path):
+    """Weight 0 beside weight 1: the passes are the same, so batch norm's statistics are, but the steps are not."""
+    base = dataclasses.replace(TINY, schedule="sl-adv:1", optimizer="sgd", lr=0.05)
+    models = [
+        fit(dataclasses.replace(base, adversarial_weight=weight), tmp_path / str(weight), quiet=True).model()
+        for weight in (0.0, 1.0)
+    ]
+    a, b = (torch.cat([p.detach().flatten() for p in model.parameters()]) for model in models)
+    assert (a - b).norm() > 1e-3 * a.norm()
+
+
+@pytest.mark.slow
+def test_adversarial_training_makes_digits_harder_to_attack(tmp_path):
+    robust = {}
+    for arm in ("sl", "sl-adv"):
+        run = fit(Config(schedule=f"{arm}:5"), tmp_path / arm, quiet=True)
+        robust[arm] = evaluate(run, steps=10)[1].value
+        assert run.history[-1]["clean"] > 0.9
+    assert robust["sl-adv"] > robust["sl"] + 0.1

@@ -49,6 +49,7 @@ def test_the_projects_sweeps_hold_all_four_arms(path):
     arms = [config.schedule.partition(":")[0] for config in grid(path).values()]
     assert set(arms) == {*ARMS, "exact"}  # and the control
     assert len({arms.count(arm) for arm in arms}) == 1
+    assert len({config.schedule.partition(":")[2] for config in grid(path).values()}) == 1  # matched epochs
 
 
 @pytest.mark.parametrize(
