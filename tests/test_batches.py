@@ -169,7 +169,7 @@ def test_a_model_that_mixes_the_samples_of_a_batch_is_refused(norm, cnn, images)
 
 def test_a_loss_that_is_already_a_mean_is_refused(cnn, images, labels) -> None:
     for measure in (gl.pgd, gl.stability, gl.input_line):
-        with pytest.raises(ValueError, match=r"loss returns shape \(\) for 6 samples, expected one value a sample"):
+        with pytest.raises(ValueError, match=r"loss returns shape \(\) for \d+ samples, expected one value a sample"):
             measure(cnn, images, labels, BALL, loss=nn.functional.cross_entropy)
 
 
