@@ -50,13 +50,13 @@ def check_images(model: nn.Module, x: ImagesLike, ball: Ball, *, name: str = "x"
     return at_least_single(x)
 
 
-def check_labels(y: LabelsLike, batch: int, device: torch.device) -> Labels:
+def check_labels(y: LabelsLike, batch: int, device: torch.device, *, name: str = "y") -> Labels:
     """One class number an image. Raises ValueError."""
-    labels = y if isinstance(y, Tensor) else _tensor(y, f"y is {y!r:.80}, expected integer class numbers")
+    labels = y if isinstance(y, Tensor) else _tensor(y, f"{name} is {y!r:.80}, expected integer class numbers")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"y holds {labels.dtype}, expected integer class numbers")
+        raise ValueError(f"{name} holds {labels.dtype}, expected integer class numbers")
     if labels.shape != (batch,):
-        raise ValueError(f"y has shape {tuple(labels.shape)}, expected ({batch},): one class number an image")
+        raise ValueError(f"{name} has shape {tuple(labels.shape)}, expected ({batch},): one class number an image")
     return labels.to(device=device, dtype=torch.long)
 
 

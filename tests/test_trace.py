@@ -136,7 +136,10 @@ def test_eot_steadies_a_random_model() -> None:
     ("options", "message"),
     [
         ({"momentum": -1.0}, "momentum is -1"),
-        ({"targets": [0, 1]}, "targets has shape"),
+        ({"targets": [0, 1]}, "targets has 2 entries"),
+        ({"targets": [0, 1, 2, 3, 4, 9]}, r"targets span 0\.\.9"),
+        ({"targets": torch.full((6,), 0.5)}, "targets holds torch.float32"),
+        ({"start": torch.zeros(7, 2, 5, 5).double()}, "start has 7 entries"),
         ({"samples": 0}, "samples is 0"),
         ({"step_size": 0.0}, "step_size is 0"),
     ],

@@ -1,13 +1,14 @@
 """Projected gradient descent, told as a trace of what it met on the way."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..ball import Ball, expand, l1, l2, linf, unit
 from ..batches import Chunk, measured
-from ..door import check_attack
+from ..door import check_attack, check_labels
 from ..losses import cross_entropy, margin
-from ..model import input_gradient, mean_gradient
+from ..model import input_gradient, logits, mean_gradient
 from ..provenance import UNSIGNED
 from ..types import Images, ImagesLike, Labels, LabelsLike, Logits, Loss, PerSample
 from .trace import PGDTrace, Point, Step, strongest
@@ -45,8 +46,12 @@ def pgd(
     """
     size = check_attack(ball, steps=steps, step_size=step_size, restarts=restarts, samples=samples, momentum=momentum)
 
+    for name, given in (("start", start), ("targets", targets)):
+        if isinstance(x, Tensor | np.ndarray) and given is not None and len(given) != len(x):  # type: ignore[arg-type]
+            raise ValueError(f"{name} has {len(given)} entries, expected one for each of the {len(x)} images")  # type: ignore[arg-type]
+
     def run(chunk: Chunk) -> PGDTrace:
-        wanted = None if targets is None else _targets(targets, chunk)
+        wanted = None if targets is None else _targets(model, targets, chunk)
         starts = [chunk.x if start is None else _start(start, chunk, ball)]
         if restarts > 1:
             draws = chunk.draws()
@@ -176,10 +181,11 @@ def _start(start: ImagesLike, chunk: Chunk, ball: Ball) -> Images:
     return ball.project(point, chunk.x)
 
 
-def _targets(targets: LabelsLike, chunk: Chunk) -> Labels:
-    wanted = torch.as_tensor(targets)[chunk.where].to(chunk.y)
-    if wanted.shape != chunk.y.shape:
+def _targets(model: nn.Module, targets: LabelsLike, chunk: Chunk) -> Labels:
+    wanted = check_labels(targets[chunk.where], len(chunk.x), chunk.x.device, name="targets")
+    classes = logits(model, chunk.x[:1]).shape[1]
+    if wanted.amin() < 0 or wanted.amax() >= classes:
         raise ValueError(
-            f"targets has shape {tuple(wanted.shape)}, expected {tuple(chunk.y.shape)}: one class an image"
+            f"targets span {int(wanted.amin())}..{int(wanted.amax())}, expected classes in 0..{classes - 1}"
         )
     return wanted

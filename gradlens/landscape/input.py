@@ -95,6 +95,8 @@ def _slice(
         raise ValueError(f"box is {box!r}, expected 'mark' or 'project'")
     if batch < 1:
         raise ValueError(f"batch is {batch}, expected at least 1")
+    if not isinstance(directions, str) and isinstance(x, torch.Tensor):
+        _check_given(directions, x, 2 if is_plane else 1)
     half = points // 2
     limits = (ball.low, ball.high) if box == "project" else None
 
@@ -119,6 +121,15 @@ def _slice(
     return measured(run, model, x, y, ball, call=call, options=options, batch=batch, generator=generator)
 
 
+def _check_given(directions: tuple[Images, ...], x: torch.Tensor, wanted: int) -> None:
+    shapes = [tuple(d.shape) for d in directions]
+    if shapes != [tuple(x.shape)] * wanted or not all(d.isfinite().all() and d.any() for d in directions):
+        raise ValueError(
+            f"directions have shapes {shapes}, expected {wanted} finite tensors of x's shape {tuple(x.shape)}, "
+            "none of them all zero"
+        )
+
+
 def _directions(
     model: nn.Module,
     chunk: Chunk,
@@ -131,15 +142,13 @@ def _directions(
 ) -> tuple[tuple[Images, ...], tuple[str, str]]:
     x, y = chunk.x, chunk.y
     if not isinstance(directions, str):
-        wanted = 2 if is_plane else 1
         directions = tuple(d[chunk.where] for d in directions)
-        shapes = [tuple(d.shape) for d in directions]
-        if shapes != [tuple(x.shape)] * wanted or not all(d.isfinite().all() and d.any() for d in directions):
-            raise ValueError(
-                f"directions have shapes {shapes}, expected {wanted} finite tensors of x's shape "
-                f"{tuple(x.shape)}, none of them all zero"
-            )
-        return tuple(d.to(x) for d in directions), ("first given direction", "second given direction")
+        if any(d.shape != x.shape for d in directions):
+            raise ValueError(f"directions have another shape than x {tuple(x.shape)}, expected a step for each image")
+        return tuple(d.to(x) for d in directions), (
+            "first given direction",
+            "second given direction" if is_plane else "none",
+        )
     if directions == "adversarial":
         # the margin does not saturate: cross-entropy would leave a confident model without a direction
         move = perturb(model, x, y, ball, steps=steps, step_size=step_size, loss=margin, start=x) - x

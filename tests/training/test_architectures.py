@@ -88,9 +88,9 @@ def test_auxiliary_heads_are_left_out_so_that_training_sees_logits_too(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in foreign.classifiers() if "regnet" not in name])
 def test_every_torchvision_classifier_answers_with_logits(name):
+    """At one size; the families above are tried at all of them."""
     with torch.device("meta"):
-        for shape in SHAPES:
-            assert fresh(name, shape)(torch.zeros(2, *shape)).shape == (2, 7)
+        assert fresh(name, (3, 32, 32))(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
