@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .ball import Ball
-from .door import admit, check_images, check_labels, lacks_memory
+from .door import admit, check_ball, check_images, check_labels, lacks_memory
 from .draws import Draws, keys, seed
 from .model import frozen
 from .provenance import Made, made
@@ -51,13 +51,12 @@ def measured(
     `x` is a tensor, an array, or an iterable such as a DataLoader of images or (images, labels). A chunk that does not
     fit into memory is halved, which is said once. Raises ValueError as the door does.
     """
-    if not isinstance(ball, Ball):
-        raise ValueError(f"ball is {ball!r}, expected a gradlens.Ball, such as Ball(eps=8/255, norm='linf')")
+    check_ball(ball)
     if batch is not None and batch < 1:
         raise ValueError(f"batch is {batch}, expected at least 1")
     seeded = functools.cache(lambda: seed(generator))
     parts: list[Result] = []
-    print_of_data = hashlib.sha256()
+    fingerprint = hashlib.sha256()
     offset, size = 0, batch or BATCH
     with frozen(model), tqdm(desc=call, unit="sample", delay=3, disable=None, total=_length(x)) as bar:
         for images, labels in _blocks(model, x, y, ball):
@@ -75,13 +74,13 @@ def measured(
                     size = _smaller(size, len(part), error)
                     continue
                 for mark, label in zip(hashes, given.tolist(), strict=True):
-                    print_of_data.update(mark + label.to_bytes(8, "little", signed=True))
+                    fingerprint.update(mark + label.to_bytes(8, "little", signed=True))
                 start += len(part)
                 bar.update(len(part))
             offset += len(images)
         if not parts:
             raise ValueError("x yields no images, expected at least one batch")
-        record = made(call, model, print_of_data.hexdigest()[:16], str(part.device), generator, **options)
+        record = made(call, model, fingerprint.hexdigest()[:16], str(part.device), generator, **options)
     return _signed(join(parts), record)
 
 

@@ -60,6 +60,12 @@ def check_labels(y: LabelsLike, batch: int, device: torch.device, *, name: str =
     return labels.to(device=device, dtype=torch.long)
 
 
+def check_ball(ball: Ball) -> None:
+    """Raises ValueError for anything else in its place: a bare number is the usual slip."""
+    if not isinstance(ball, Ball):
+        raise ValueError(f"ball is {ball!r}, expected a gradlens.Ball, such as Ball(eps=8/255, norm='linf')")
+
+
 def check_attack(
     ball: Ball, *, steps: int, step_size: float | None, restarts: int = 1, samples: int = 1, momentum: float = 0.0
 ) -> float:
@@ -67,8 +73,7 @@ def check_attack(
 
     Raises ValueError naming the knob.
     """
-    if not isinstance(ball, Ball):
-        raise ValueError(f"ball is {ball!r}, expected a gradlens.Ball, such as Ball(eps=8/255, norm='linf')")
+    check_ball(ball)
     for name, count in (("steps", steps), ("restarts", restarts), ("samples", samples)):
         if count < 1:
             raise ValueError(f"{name} is {count}, expected at least 1")

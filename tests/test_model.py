@@ -298,3 +298,19 @@ def test_the_box_is_the_balls(images):
 def test_flat_inputs_are_images_too():
     trace = gradlens.pgd(Plane(torch.ones(6)), torch.full((3, 6), 0.5), None, Ball(0.1), steps=2)
     assert trace.adversarial.shape == (3, 6)
+
+
+def test_a_bare_number_is_no_ball(tmp_path: Path):
+    """In a process of its own, as above."""
+    script = """
+import torch, gradlens
+model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)), torch.rand(2, 3, 2, 2)
+for door in (gradlens.pgd, gradlens.stability, gradlens.gradients, gradlens.input_plane, gradlens.input_line):
+    try:
+        door(model, x, [0, 1], 0.03)
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ball is 0.03, expected a gradlens.Ball") == 5
