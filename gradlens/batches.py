@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .ball import Ball
-from .door import admit, check_ball, check_images, check_labels, lacks_memory
+from .door import PROBE, admit, check_ball, check_images, check_labels, lacks_memory
 from .draws import Draws, keys, seed
+from .folding import Folding, folding
 from .model import frozen
 from .provenance import Made, made
 from .types import Images, ImagesLike, Labels, LabelsLike
@@ -31,6 +32,7 @@ class Chunk(NamedTuple):
     y: Labels
     where: slice
     draws: Callable[[], Draws]  # random streams of these samples; asking for them advances the caller's generator
+    folded: Folding  # within `with chunk.folded():` the model is faster, and the same to rounding
 
 
 def measured(
@@ -58,6 +60,7 @@ def measured(
     parts: list[Result] = []
     fingerprint = hashlib.sha256()
     offset, size = 0, batch or BATCH
+    fold: Folding | None = None
     with frozen(model), tqdm(desc=call, unit="sample", delay=3, disable=None, total=_length(x)) as bar:
         for images, labels in _blocks(model, x, y, ball):
             start = 0
@@ -69,7 +72,9 @@ def measured(
                     given = admit(model, part, given, stochastic=stochastic, probe=not parts, offset=where.start)
                     hashes = keys(part)
                     draws = functools.cache(lambda hashes=hashes: Draws.of(seeded(), hashes))
-                    parts.append(run(Chunk(part, given, where, draws)))
+                    if fold is None:
+                        fold = Folding() if stochastic else folding(model, part[:PROBE])
+                    parts.append(run(Chunk(part, given, where, draws, fold)))
                 except (RuntimeError, MemoryError) as error:
                     size = _smaller(size, len(part), error)
                     continue
@@ -78,9 +83,10 @@ def measured(
                 start += len(part)
                 bar.update(len(part))
             offset += len(images)
-        if not parts:
+        if not parts or fold is None:
             raise ValueError("x yields no images, expected at least one batch")
         record = made(call, model, fingerprint.hexdigest()[:16], str(part.device), generator, **options)
+        record = dataclasses.replace(record, folded=len(fold.pairs))
     return _signed(join(parts), record)
 
 

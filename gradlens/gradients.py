@@ -149,7 +149,9 @@ def gradients(
     def run(chunk: Chunk) -> Gradients:
         x, y = chunk.x, chunk.y
         few = logits(model, x[:1]).shape[1] < 4  # the DLR loss is not defined there
-        at = _at(model, x, y, [cross_entropy, margin] if few else list(LOSSES.values()), scales, jacobian)
+        with chunk.folded():
+            at = _at(model, x, y, [cross_entropy, margin] if few else list(LOSSES.values()), scales, jacobian)
+            around = _around(model, x, y, ball, at, draws, chunk.draws())
         grads = [*at.grads, torch.full_like(x, torch.nan)] if few else at.grads
         norms = [torch.stack([norm(grad) for grad in grads]) for norm in (l1, l2, linf)]
         z = at.logits.double()
@@ -159,7 +161,7 @@ def gradients(
             saturation=norms[1][0] / norms[1][1], doubt=(wrong - z.logsumexp(1)).exp().to(x.dtype),
             margin=margin(at.logits, y), logit_norm=(z - z.mean(1, keepdim=True)).norm(dim=1).to(x.dtype),
             vanished=_vanished(model, x, y, grads[0]), dtypes=tuple(DTYPES),
-            **_around(model, x, y, ball, at, draws, chunk.draws())._asdict(),
+            **around._asdict(),
             jacobian_norm=at.jacobian_norm, scaled_norm=at.scaled_norm, scales=tuple(scales), made=UNSIGNED,
         )  # fmt: skip
 

@@ -20,6 +20,7 @@ class Made:
     seed: int  # initial seed of the generator used; torch's global one where none was given
     device: str
     versions: dict[str, str]
+    folded: int = 0  # batch norms that were folded into the layer before them meanwhile: the same to rounding
 
     def __str__(self) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())

@@ -97,10 +97,11 @@ def stability(
 
     def run(chunk: Chunk) -> Stability:
         x, y = chunk.x, chunk.y
-        trace = climb(model, x, y, ball, x, steps, size, loss, samples, momentum)
         draws = chunk.draws() if radii else None
-        there = (mean_gradient(model, ball.shell(x, radius, draws), y, loss, samples)[2] for radius in radii)
-        local = [cosine(trace.gradient, grad) for grad in there]
+        with chunk.folded():
+            trace = climb(model, x, y, ball, x, steps, size, loss, samples, momentum)
+            there = (mean_gradient(model, ball.shell(x, radius, draws), y, loss, samples)[2] for radius in radii)
+            local = [cosine(trace.gradient, grad) for grad in there]
         return Stability(
             grad_norm=trace.grad_norm.mean(0), cosine=trace.cosine.nanmean(0),
             sign_agreement=trace.sign_agreement.nanmean(0), undefined=trace.undefined,

@@ -56,10 +56,11 @@ def pgd(
         if restarts > 1:
             draws = chunk.draws()
             starts += [ball.sample(chunk.x, draws) for _ in range(restarts - 1)]
-        runs = [
-            climb(model, chunk.x, chunk.y, ball, point, steps, size, loss, samples, momentum, wanted)
-            for point in starts
-        ]
+        with chunk.folded():
+            runs = [
+                climb(model, chunk.x, chunk.y, ball, point, steps, size, loss, samples, momentum, wanted)
+                for point in starts
+            ]
         return runs[0] if restarts == 1 else strongest(runs)
 
     options = {

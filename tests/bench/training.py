@@ -5,15 +5,14 @@ forward, backward, step loop on the same batches. cnn_small on synthetic images 
 """
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from gradlens import Ball
+from tests.bench.paired import paired
 from training import checkpoint, loop, optimize
 from training.config import Config
 from training.data import Data, Split
@@ -57,22 +56,6 @@ def bare(dataset: Data, **options: object) -> Callable[[int], None]:
             optimizer.step()
 
     return run
-
-
-def paired(a: Callable[[int], None], b: Callable[[int], None], rounds: int) -> tuple[float, float, float]:
-    """Median seconds of each, and the median of their ratios a / b within a round, after one round to warm up."""
-    seconds: list[tuple[float, float]] = []
-    for number in range(rounds + 1):
-        pair = []
-        for run in (a, b):
-            begun = time.perf_counter()
-            run(number)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            pair.append(time.perf_counter() - begun)
-        seconds.append((pair[0], pair[1]))
-    kept = seconds[1:]
-    return (*(statistics.median(one) for one in zip(*kept, strict=True)), statistics.median(x / y for x, y in kept))  # type: ignore[return-value]
 
 
 def main() -> int:

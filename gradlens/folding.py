@@ -1,0 +1,163 @@
+"""Batch norms folded into the layers before them while a measurement runs: the same function, in less time.
+
+The caller's own forward pass runs, hooks and all; only the numbers in the two layers of a pair change places, and are
+back afterwards. A pair is folded where the pass itself shows that nothing else can tell, and the whole is used only if
+it then answers as before, to rounding.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from .model import forward, logits
+from .types import Images
+
+NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d, nn.Linear: nn.BatchNorm1d}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+ROUNDING = 100  # how many units in the last place the largest logit may move
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A layer, the batch norm after it, and the weights of the two in one."""
+
+    layer: nn.Module
+    norm: nn.Module
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+
+@dataclass(frozen=True)
+class Folding:
+    """What can be folded in one model; nothing, by default."""
+
+    pairs: tuple[Pair, ...] = ()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Folded within, as it was on the way out."""
+        held = [(pair.layer, dict(pair.layer._parameters)) for pair in self.pairs]
+        try:
+            for pair in self.pairs:
+                pair.layer._parameters.update(weight=pair.weight, bias=pair.bias)
+                pair.norm.forward = _same
+            yield
+        finally:
+            for layer, parameters in held:
+                layer._parameters.update(parameters)
+            for pair in self.pairs:
+                vars(pair.norm).pop("forward", None)
+
+
+def folding(model: nn.Module, x: Images) -> Folding:
+    """What of a frozen `model` can be folded, as its answers to the images `x` show."""
+    kinds = {p.dtype for p in model.parameters()}
+    if not kinds <= {torch.float32, torch.float64} or any(hasattr(m, "_orig_mod") for m in model.modules()):
+        return Folding()  # half precision would be rounded elsewhere; a compiled model would be compiled again
+    try:
+        found = _found(model, x)
+    except Exception:  # a model that cannot be looked into is measured as it is
+        return Folding()
+    # channels laid out together are faster on a CPU, but break a model that calls .view() on what comes out
+    layouts = (torch.channels_last, torch.contiguous_format) if x.device.type == "cpu" else (torch.contiguous_format,)
+    for layout in layouts if found else ():
+        fold = Folding(tuple(_pair(layer, norm, layout) for layer, norm in found))
+        if _agrees(model, fold, x):
+            return fold
+    return Folding()
+
+
+def _found(model: nn.Module, x: Images) -> list[tuple[nn.Module, nn.Module]]:
+    """Layers whose output one batch norm takes as it is, and nothing else, in one forward pass."""
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    layers, norms = _candidates(model, owners, tuple(NORMS)), _candidates(model, owners, tuple(NORMS.values()))
+    outputs: dict[nn.Module, list[tuple[Tensor, Node | None]]] = {layer: [] for layer in layers}
+    inputs: dict[nn.Module, list[tuple[Tensor, Node | None]]] = {norm: [] for norm in norms}
+
+    def leaves(layer: nn.Module, args: Any, out: Tensor) -> None:
+        outputs[layer].append((out, out.grad_fn))
+
+    def enters(norm: nn.Module, args: Any) -> None:
+        inputs[norm].append((args[0], args[0].grad_fn))
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(layer.register_forward_hook(leaves))
+        for norm in norms:
+            stack.enter_context(norm.register_forward_pre_hook(enters))
+        answer = forward(model, x.detach().clone().requires_grad_(True))
+    users = _users(answer.grad_fn)
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+    for layer, made in outputs.items():
+        for norm, taken in inputs.items():
+            if len(made) == len(taken) == 1 and type(norm) is NORMS[type(layer)]:
+                (out, node), (into, now) = made[0], taken[0]
+                if (
+                    out is into and node is now is not None and users[node] == 1
+                ):  # nobody wrote into it, nobody else reads
+                    pairs.append((layer, norm))
+    return pairs
+
+
+def _candidates(model: nn.Module, owners: Counter[int], kinds: Sequence[type[nn.Module]]) -> list[nn.Module]:
+    """Modules of exactly these types that nobody has hooked, overridden or tied to another."""
+    return [
+        m
+        for m in dict.fromkeys(model.modules())
+        if type(m) in kinds
+        and not any(getattr(m, hooks) for hooks in HOOKS)
+        and "forward" not in vars(m)
+        and all(owners[id(p)] == 1 for p in m.parameters(recurse=False))
+        and getattr(m, "running_mean", m) is not None
+    ]
+
+
+def _users(last: Node | None) -> Counter[Node | None]:
+    """How many nodes of the graph read each node's result."""
+    users: Counter[Node | None] = Counter()
+    seen, todo = {last}, [last] if last is not None else []
+    while todo:
+        for node, _ in todo.pop().next_functions:
+            if node is None:
+                continue
+            users[node] += 1
+            if node not in seen:
+                seen.add(node)
+                todo.append(node)
+    return users
+
+
+def _pair(layer: Any, norm: Any, layout: torch.memory_format) -> Pair:
+    def wide(t: Tensor | None) -> Any:
+        return None if t is None else t.detach().double()
+
+    fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+    parts = (wide(layer.weight), wide(layer.bias), wide(norm.running_mean), wide(norm.running_var))
+    fused = fuse(*parts, norm.eps, wide(norm.weight), wide(norm.bias))
+    weight, bias = (t.detach().to(layer.weight.dtype) for t in fused)
+    if weight.ndim == 4:
+        weight = weight.contiguous(memory_format=layout)
+    return Pair(layer, norm, nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False))
+
+
+@torch.no_grad()
+def _agrees(model: nn.Module, fold: Folding, x: Images) -> bool:
+    """Does the folded model answer as before, to rounding?"""
+    before = logits(model, x)
+    try:
+        with fold():
+            gap = (logits(model, x) - before).abs().amax()
+    except RuntimeError:
+        return False
+    return bool(gap <= ROUNDING * torch.finfo(before.dtype).eps * before.abs().amax())
+
+
+def _same(x: Tensor) -> Tensor:
+    return x

@@ -1,0 +1,172 @@
+"""Batch norms folded away: the same function, only where nothing else can tell, and everything back afterwards."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import gradlens as gl
+from gradlens import batches
+from gradlens.folding import Folding, folding
+from gradlens.losses import cross_entropy
+from gradlens.model import frozen, input_gradient
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode and float64, its batch norms as if training had moved them."""
+    generator = torch.Generator().manual_seed(4)
+    for m in model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None:
+            m.running_mean.normal_(generator=generator)
+            m.running_var.uniform_(0.5, 2, generator=generator)
+            if m.affine:
+                nn.init.uniform_(m.weight, -2, 2, generator=generator)
+                nn.init.normal_(m.bias, generator=generator)
+    return model.double().eval()
+
+
+def pixels(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def small(*middle: nn.Module, bias: bool = True) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 6, 3, bias=bias), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 5))
+
+
+class Read(nn.Module):
+    """A convolution whose answer is read by a batch norm and, `also`, by something else."""
+
+    def __init__(self, also: str) -> None:
+        super().__init__()
+        self.also = also
+        self.conv, self.norm, self.end = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        if self.also == "skip":
+            out = self.norm(out) + out
+        elif self.also == "in place":
+            out = self.norm(out.mul_(2))
+        elif self.also == "twice":
+            out = self.norm(out) + self.norm(self.conv(x.flip(-1)))
+        elif self.also == "detached":
+            out = self.norm(out) * out.detach().mean()
+        return self.end(out.mean((2, 3)))
+
+
+class Viewed(nn.Module):
+    """Calls .view() on what a convolution made, as old models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.end = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.norm(self.conv(x)).view(len(x), -1))
+
+
+FOLDED = {
+    "conv2d": (small(nn.BatchNorm2d(6)), (3, 8, 8), 1),
+    "without bias": (small(nn.BatchNorm2d(6), bias=False), (3, 8, 8), 1),
+    "not affine": (small(nn.BatchNorm2d(6, affine=False)), (3, 8, 8), 1),
+    "conv1d": (nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(24, 5)), (2, 8), 1),
+    "conv3d": (nn.Sequential(nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.Flatten(), nn.Linear(54, 5)), (1, 4, 4, 4), 1),
+    "linear": (nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 5)), (12,), 1),
+    "view": (Viewed(), (3, 8, 8), 1),
+    "resnet18": (torchvision.models.resnet18(num_classes=5), (3, 32, 32), 20),
+}
+KEPT = {
+    "in training batch norm keeps no statistics": small(nn.BatchNorm2d(6, track_running_stats=False)),
+    "something between": small(nn.ReLU(), nn.BatchNorm2d(6)),
+    **{also: Read(also) for also in ("skip", "in place", "twice", "detached")},
+}
+
+
+@pytest.mark.parametrize("case", FOLDED)
+def test_a_folded_model_is_the_same_function(case) -> None:
+    model, shape, count = FOLDED[case]
+    x, y = pixels(4, *shape), torch.arange(4)
+    with frozen(trained(model)):
+        plain = input_gradient(model, x, y, cross_entropy)
+        fold = folding(model, x)
+        with fold():
+            norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            assert all(torch.equal(norm(x), x) for norm in norms)  # nothing is left of them
+            folded = input_gradient(model, x, y, cross_entropy)
+    assert len(fold.pairs) == count == len(norms)
+    for was, now in zip(plain, folded, strict=True):
+        torch.testing.assert_close(now, was, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_a_pair_that_something_else_looks_into_is_kept(case) -> None:
+    model, x = KEPT[case], pixels(4, 3, 8, 8)
+    with frozen(trained(model) if "statistics" not in case else model.double()):
+        assert folding(model, x) == Folding()
+
+
+@pytest.mark.parametrize("touch", ["hook", "pre-hook", "norm's hook", "weight norm", "tied", "half", "forward"])
+def test_a_layer_that_the_caller_has_touched_is_kept(touch) -> None:
+    model = trained(small(nn.BatchNorm2d(6)))
+    conv, norm = model[0], model[1]
+    match touch:
+        case "hook":
+            conv.register_forward_hook(lambda *_: None)
+        case "pre-hook":
+            conv.register_forward_pre_hook(lambda *_: None)
+        case "norm's hook":
+            norm.register_full_backward_hook(lambda *_: None)
+        case "weight norm":
+            parametrizations.weight_norm(conv)
+        case "tied":
+            twin = nn.Conv2d(3, 6, 3)
+            twin.weight = conv.weight
+            model.add_module("9", nn.Identity())
+            model[-1].twin = twin
+        case "half":
+            model.bfloat16()
+        case "forward":
+            norm.forward = lambda x: 2 * x
+    with frozen(model):
+        assert folding(model, pixels(4, 3, 8, 8)).pairs == ()
+
+
+def test_all_is_back_afterwards_also_after_an_exception() -> None:
+    model = trained(small(nn.BatchNorm2d(6)))
+    before, parameters = copy.deepcopy(model.state_dict()), list(model.parameters())
+    with frozen(model):
+        fold = folding(model, pixels(4, 3, 8, 8))
+        with pytest.raises(KeyboardInterrupt), fold():
+            _interrupt(model, before)
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert "forward" not in vars(model[1])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def _interrupt(model: nn.Module, before: dict[str, Tensor]) -> None:
+    assert not torch.equal(model[0].weight, before["0.weight"])
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("measure", [gl.pgd, gl.stability, gl.gradients])
+def test_measurements_do_not_notice_and_say_so(measure, monkeypatch) -> None:
+    model, x, y = trained(small(nn.BatchNorm2d(6))), pixels(5, 3, 8, 8), torch.arange(5)
+
+    def table() -> object:
+        return measure(model, x, y, gl.Ball(0.05), generator=torch.Generator().manual_seed(1))
+
+    folded = table()
+    monkeypatch.setattr(batches, "folding", lambda *_: Folding())
+    plain = table()
+    assert [getattr(result, "trace", result).made.folded for result in (folded, plain)] == [1, 0]
+    left, right = folded.frame(), plain.frame()
+    for name in left:
+        torch.testing.assert_close(
+            torch.tensor(left[name].to_numpy(float)), torch.tensor(right[name].to_numpy(float)),
+            rtol=1e-6, atol=1e-8, equal_nan=True, msg=name,
+        )  # fmt: skip
