@@ -16,11 +16,11 @@ from .attacks import PGDTrace
 from .ball import Ball
 from .entropy import Entropy
 from .gradients import Gradients
-from .landscape import Surface
+from .landscape import InputPath, Surface
 from .provenance import Made, digest
 from .stability import Stability
 
-RESULTS = {kind.__name__: kind for kind in (Ball, Entropy, Gradients, Made, PGDTrace, Stability, Surface)}
+RESULTS = {kind.__name__: kind for kind in (Ball, Entropy, Gradients, InputPath, Made, PGDTrace, Stability, Surface)}
 FORMAT = "gradlens 1"
 
 

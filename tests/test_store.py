@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gradlens import Ball, entropy, input_line, input_plane, load, losses, pgd, save, stability, store
+from gradlens import Ball, entropy, input_line, input_path, input_plane, load, losses, pgd, save, stability, store
 from tests.analytic import Detached, smooth_cnn
 
 RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
@@ -22,6 +22,15 @@ RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "entropy with labels and attack": lambda model, x: entropy(model, x, [0] * 6, x.flip(0)),
     "plane": lambda model, x: input_plane(model, x, None, Ball(0.1), points=3, loss=losses.margin),
     "line": lambda model, x: input_line(model, x, None, Ball(0.1), points=3, box="project"),
+    "two adversaries": lambda model, x: input_plane(
+        model,
+        x,
+        None,
+        Ball(0.1),
+        points=3,
+        directions={"pgd": pgd(model, x, None, Ball(0.1)), "up": torch.ones_like(x)},
+    ),
+    "path": lambda model, x: input_path(model, x, None, Ball(0.1), steps=2, points=2),
     "ball": lambda *_: Ball(0.3, "l2", low=-1.0),
     "made": lambda model, x: entropy(model, x).made,
 }
