@@ -1,5 +1,7 @@
 """The loss along PGD's own path: the attack's numbers at its steps, the closed form between them."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,7 @@ def test_between_the_steps_stand_the_values_on_the_straight_way(generator):
     path = input_path(model, x, y, ball, steps=5, step_size=0.15, points=points)
     ends = [x, *(pgd(model, x, y, ball, steps=t, step_size=0.15).adversarial for t in range(1, 6))]
     length = torch.zeros(3, dtype=torch.float64)
-    for t, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+    for t, (start, end) in enumerate(itertools.pairwise(ends)):
         for k in range(points + 1):
             at = start + k / points * (end - start)
             q = model.z(at).detach()
