@@ -78,10 +78,21 @@ def panels(axes: Axes | Iterable[Axes], names: Sequence[str]) -> list[Axes]:
 
 
 def share_limits(axes: Sequence[Axes]) -> None:
-    """The same reach on every panel, so that heights can be compared; inner labels are left out."""
+    """The same reach on every panel, so that heights can be compared."""
     for name in ("xlim", "ylim"):
         ends = [getattr(ax, f"get_{name}")() for ax in axes]
         for ax in axes:
             ax.set(**{name: (min(low for low, _ in ends), max(high for _, high in ends))})
-    for ax in axes:
-        ax.label_outer()
+
+
+def outer_labels(axes: Sequence[Axes]) -> None:
+    """Labels of shared axes once: at the left of a row and below a column of these panels, whatever else is there."""
+    places = {ax: place for ax in axes if (place := ax.get_subplotspec()) is not None}
+    for ax, place in places.items():
+        others = places.values()
+        if any(other.rowspan == place.rowspan and other.colspan.start < place.colspan.start for other in others):
+            ax.set_ylabel("")
+            ax.tick_params(axis="y", labelleft=False)
+        if any(other.colspan == place.colspan and other.rowspan.start > place.rowspan.start for other in others):
+            ax.set_xlabel("")
+            ax.tick_params(axis="x", labelbottom=False)

@@ -11,7 +11,8 @@ from pandas import DataFrame
 from ..attacks import PGDTrace
 from ..landscape import InputPath, Surface
 from ..stability import Stability
-from .look import LABELS, colour, draw_band, panels, share_limits
+from .look import LABELS, colour, draw_band, outer_labels, panels, share_limits
+from .scale import axis_names
 
 Traced = PGDTrace | Stability
 
@@ -53,11 +54,21 @@ def history(frame: DataFrame, ax: Axes, *, quantity: str = "clean") -> Axes:
 
 
 def line(result: Surface, ax: Axes, *, quantity: str = "loss", name: str = "", band: bool = True) -> Axes:
-    """A one-dimensional slice: median over samples, with a band from the 10th to the 90th percentile."""
-    draw_band(ax, result.alpha.cpu().numpy(), getattr(result, quantity)[:, 0], name, band)
+    """A one-dimensional slice: median over samples, with a band from the 10th to the 90th percentile.
+
+    Dotted where more than half of the samples have left the pixel box.
+    """
+    at = result.alpha.cpu().numpy()
+    before = len(ax.lines)
+    draw_band(ax, at, getattr(result, quantity)[:, 0], name, band)
+    if band and result.projected is None:
+        median = ax.lines[before]
+        inside = np.where(result.in_box_share[:, 0].cpu().numpy() >= 0.5, median.get_ydata(), np.nan)
+        ax.plot(at, inside, color=median.get_color(), lw=2, label=name or None)
+        median.set(ls=":", lw=1.5, label="_off the box")
     for edge in (-1, 1):
         ax.axvline(edge, color="0.75", lw=0.8, ls=":", zorder=0)
-    ax.set(xlabel=f"{result.axes[0]} direction (eps)", ylabel=LABELS.get(quantity, quantity))
+    ax.set(xlabel=axis_names(result)[0], ylabel=LABELS.get(quantity, quantity))
     return ax
 
 
@@ -89,4 +100,5 @@ def traces(
         for i, one in enumerate(seeds[name]):
             trace(one, ax, quantity=quantity, name=name, band=i == 0)
     share_limits(flat)
+    outer_labels(flat)
     return flat

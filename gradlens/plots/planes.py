@@ -15,9 +15,9 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from ..landscape import Surface
-from .look import panels
+from .look import outer_labels, panels
 from .relief import surface3d
-from .scale import Limits, Over, cells, colours_of, is_signed, label_of, levels_of, limits
+from .scale import Limits, Over, axis_names, cells, colours_of, is_signed, label_of, levels_of, limits
 
 
 def surface(
@@ -58,8 +58,9 @@ def surfaces(
 ) -> list[Axes]:
     """One plane a model, side by side on one colour scale, whose bar stands at the right.
 
-    On axes with projection="3d", each is drawn as a relief. `ends` cut the scale, where one model would flatten all
-    others. Raises ValueError for another number of axes than of results.
+    Square panels stand closest on a figure with layout="compressed". On axes with projection="3d", each is drawn as a
+    relief. `ends` cut the scale, where one model would flatten all others. Raises ValueError for another number of
+    axes than of results.
     """
     flat = panels(axes, list(results))
     ends = ends or limits(results.values(), quantity=quantity, sample=sample, over=over)
@@ -67,11 +68,11 @@ def surfaces(
     beyond = _beyond(results.values(), steps, quantity, sample, over)
     for ax, result in zip(flat, results.values(), strict=True):
         if ax.name == "3d":
-            surface3d(result, ax, quantity=quantity, sample=sample, over=over, ends=ends, cmap=cmap)
+            surface3d(result, ax, quantity=quantity, sample=sample, over=over, ends=ends, cmap=cmap).set(zlabel="")
             shades = ScalarMappable(Normalize(*ends), cmap or colours_of(quantity, over))
         else:
             shades = _contours(result, ax, steps, beyond, quantity, sample, over, cmap, labels)
-            ax.label_outer()
+    outer_labels([ax for ax in flat if ax.name != "3d"])
     shrink = 0.6 if flat[0].name == "3d" else 1.0
     flat[0].figure.colorbar(shades, ax=flat, label=label_of(quantity, sample, over), shrink=shrink)
     return flat
@@ -105,12 +106,13 @@ def decision_maps(
 ) -> list[Axes]:
     """One decision map a model, side by side, a class in the same colour in each, with their legend below.
 
-    Raises ValueError for another number of axes than of results.
+    Square panels stand closest on a figure with layout="compressed". Raises ValueError for another number of axes than
+    of results.
     """
     flat = panels(axes, list(results))
     for ax, result in zip(flat, results.values(), strict=True):
         decisions(result, ax, sample=sample, classes=classes)
-        ax.label_outer()
+    outer_labels(flat)
     seen = [result.predicted[:, :, sample] for result in results.values()]
     class_legend(flat[0].figure, seen, classes=classes)
     return flat
@@ -184,8 +186,8 @@ def _frame_of_plane(result: Surface, ax: Axes, sample: int | None, undefined: np
     if sample is None and result.projected is None:
         share = result.in_box_share.cpu().numpy()
         _isolines(ax, across, up, share, np.array([0.5]), colors="0.2", linewidths=1.0, linestyles="--")
-    names = [f"{name} (1 = its end)" if result.has_ends else f"{name} (eps)" for name in result.axes]
-    ax.set(xlabel=names[0], ylabel=names[1], aspect="equal")
+    across_name, up_name = axis_names(result)
+    ax.set(xlabel=across_name, ylabel=up_name, aspect="equal")
     ax.plot(0, 0, marker="+", color="black", ms=8)
     if result.has_ends:
         _mark_ends(result, ax, sample)
@@ -202,5 +204,6 @@ def _mark_ends(result: Surface, ax: Axes, sample: int | None) -> None:
             name, at, xytext=offset, textcoords="offset points", ha="center", va="center", path_effects=halo,
             annotation_clip=True,
         )  # fmt: skip
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "boxstyle": "round,pad=0.2"}
     angle = float(result.angle.nanmedian() if sample is None else result.angle[sample])
-    ax.text(0.98, 0.98, f"angle {angle:.0f}°", transform=ax.transAxes, ha="right", va="top", path_effects=halo)
+    ax.text(0.98, 0.98, f"angle {angle:.0f}°", transform=ax.transAxes, ha="right", va="top", bbox=box)

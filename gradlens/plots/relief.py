@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from ..landscape import Surface
-from .scale import Limits, Over, cells, colours_of, label_of, limits
+from .scale import Limits, Over, axis_names, cells, colours_of, label_of, limits
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -27,7 +27,7 @@ def surface3d(
 ) -> Axes:
     """A plane as a relief, on axes with projection="3d"; grey where it lies off the pixel box, as `surface` hatches.
 
-    The black dot is the image. `ends` are those of the height and of the colours; what lies beyond is cut off.
+    The dot is the image. `ends` are those of the height and of the colours; what lies beyond is cut off.
     Raises ValueError for flat axes.
     """
     if ax.name != "3d":
@@ -38,17 +38,27 @@ def surface3d(
     shades = mpl.colormaps[cmap or colours_of(quantity, over)](Normalize(low, high)(height))
     inside = (result.in_box.any(2) if sample is None else result.in_box[:, :, sample]).cpu().numpy()
     if result.projected is None:
-        shades[~inside] = 0.25 * shades[~inside] + 0.75 * np.array([0.85, 0.85, 0.85, 1])
+        shades[~inside] = 0.45 * shades[~inside] + 0.55 * np.array([0.88, 0.88, 0.88, 1])
     across, up = np.meshgrid(result.alpha.cpu().numpy(), result.beta.cpu().numpy(), indexing="ij")
     # an Axes by its type, an Axes3D by the check above
     relief: Any = ax
     relief.plot_surface(
-        across, up, height, facecolors=shades, rcount=len(across), ccount=len(up.T), lw=0, antialiased=True, shade=True
+        across,
+        up,
+        height,
+        facecolors=shades,
+        rcount=len(across),
+        ccount=len(up.T),
+        lw=0.15,
+        edgecolor=(0, 0, 0, 0.25),
+        antialiased=True,
+        shade=False,
     )
     row, column = result.centre
-    relief.plot([0], [0], [height[row, column]], marker="o", color="black", ms=4, zorder=10)
+    names = axis_names(result)
+    relief.plot([0], [0], [height[row, column]], marker="o", mfc="white", mec="black", ms=5, zorder=10)
     relief.set(
-        xlabel=result.axes[0], ylabel=result.axes[1], zlabel=label_of(quantity, sample, over), zlim=(low, high)
+        xlabel=names[0], ylabel=names[1], zlabel=label_of(quantity, sample, over), zlim=(low, high)
     )  # fmt: skip
     relief.view_init(elev=28, azim=-125)
     return ax
@@ -89,9 +99,10 @@ def interactive(
         {"label": name, "method": "update", "args": [{"visible": [other == name for other in results]}]}
         for name in results
     ]
+    across, up = axis_names(first)
     scene = {
-        "xaxis": {"title": {"text": first.axes[0]}},
-        "yaxis": {"title": {"text": first.axes[1]}},
+        "xaxis": {"title": {"text": across}},
+        "yaxis": {"title": {"text": up}},
         "zaxis": {"title": {"text": label}, "range": [low, high]},
     }
     figure = go.Figure(reliefs)

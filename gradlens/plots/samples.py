@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from ..compare import values_of, wilson
 from ..entropy import Entropy
-from .look import LABELS, colour, panels, share_limits
+from .look import LABELS, colour, outer_labels, panels, share_limits
 
 
 def entropy(result: Entropy, ax: Axes, *, name: str = "") -> Axes:
@@ -65,13 +65,15 @@ def distributions(
             alpha=0.75,
         )
         if len(kept):
-            ax.axvline(float(np.median(kept)), color="black", lw=1.2)
+            ax.axvline(float(np.median(kept)), ymax=0.74, color="black", lw=1.2)
+        ax.margins(y=0.35)  # the words need room above the bars
         ax.text(0.98, 0.97, _in_words(every, kept, log), transform=ax.transAxes, ha="right", va="top", fontsize="small")
         ax.set(
             xlabel=label or LABELS.get(str(quantity), str(quantity)), ylabel="share of samples",
             xscale="log" if log else "linear", xlim=(edges[0], edges[-1]),
         )  # fmt: skip
     share_limits(flat)
+    outer_labels(flat)
     return flat
 
 

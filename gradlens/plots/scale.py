@@ -75,3 +75,9 @@ def label_of(quantity: str, sample: int | None, over: Over) -> str:
     """What the numbers of `cells` are, for a colour bar or an axis."""
     name = LABELS.get(quantity, quantity)
     return name if sample is not None or over == "mean" else f"{name}, {over}"
+
+
+def axis_names(result: Surface) -> tuple[str, str]:
+    """The directions with their unit."""
+    unit = "1 = its end" if result.has_ends else "eps"
+    return f"{result.axes[0]} ({unit})", f"{result.axes[1]} ({unit})"
