@@ -24,6 +24,7 @@ DOORS: dict[str, Callable[..., Any]] = {
     "entropy": gradlens.entropy,
     "input_plane": lambda model, x, y=None: gradlens.input_plane(model, x, y, Ball(0.1), points=3, steps=2),
     "input_line": lambda model, x, y=None: gradlens.input_line(model, x, y, Ball(0.1), points=3, steps=2),
+    "input_path": lambda model, x, y=None: gradlens.input_path(model, x, y, Ball(0.1), points=2, steps=2),
 }
 every_door = pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
 

@@ -206,4 +206,4 @@ def _mark_ends(result: Surface, ax: Axes, sample: int | None) -> None:
         )  # fmt: skip
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "boxstyle": "round,pad=0.2"}
     angle = float(result.angle.nanmedian() if sample is None else result.angle[sample])
-    ax.text(0.98, 0.98, f"angle {angle:.0f}°", transform=ax.transAxes, ha="right", va="top", bbox=box)
+    ax.text(0.98, 0.98, f"angle {angle:.0f}°", transform=ax.transAxes, ha="right", va="top", bbox=box, zorder=10)

@@ -60,6 +60,10 @@ def surface3d(
     relief.set(
         xlabel=names[0], ylabel=names[1], zlabel=label_of(quantity, sample, over), zlim=(low, high)
     )  # fmt: skip
+    for axis in (relief.xaxis, relief.yaxis, relief.zaxis):
+        axis.label.set_size("small")
+        axis.set_tick_params(labelsize="x-small", pad=0)
+    relief.set_box_aspect(None, zoom=0.85)  # long names of directions need room
     relief.view_init(elev=28, azim=-125)
     return ax
 
