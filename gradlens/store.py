@@ -55,7 +55,13 @@ def load(path: str | os.PathLike[str]) -> Any:
     record = metadata.get("result", "")
     if metadata.get("sha256") != _seal(record, tensors):
         raise ValueError(f"path {os.fspath(path)!r} is damaged: its content does not match the hash written with it")
-    return _unpack(json.loads(record), tensors)
+    try:
+        return _unpack(json.loads(record), tensors)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"path {os.fspath(path)!r} was written by another version of gradlens, whose results have other fields: "
+            f"{error}; measure again"
+        ) from error
 
 
 def write(path: Path, content: bytes) -> Path:

@@ -73,9 +73,11 @@ def test_the_angle_is_the_one_between_the_two_perturbations(cnn, other, images, 
         expected = np.degrees(np.arccos(u @ v / np.linalg.norm(u) / np.linalg.norm(v)))
         assert result.angle[b].item() == pytest.approx(expected)
     assert result.angle.std() > 1
+    assert f"{result.angle.median():.0f} degrees apart (median), +-3 times as far" in str(result)
     orthogonal = input_plane(cnn, images, labels, Ball(0.1), points=3)
     torch.testing.assert_close(orthogonal.angle, torch.full((6,), 90.0, dtype=torch.float64))
     assert not orthogonal.has_ends
+    assert "adversarial x random orthogonal, +-3 eps" in str(orthogonal)
     assert input_line(cnn, images, labels, Ball(0.1), points=3).angle.isnan().all()
 
 

@@ -121,6 +121,10 @@ def test_a_scale_that_is_cut_says_so_on_its_bar(planes, axes):
     low, high = plots.limits(planes.values())
     plots.surfaces(planes, axes, ends=(low, (low + high) / 2))
     assert {filled(ax).extend for ax in axes} == {"max"}
+    given = np.linspace(low, low + 1, 5)
+    axes[1].clear()
+    plots.surface(planes["SL"], axes[1], levels=given)
+    np.testing.assert_array_equal(filled(axes[1]).levels, given)
     plots.surface(planes["SL"], axes[0].figure.add_subplot(), ends=(low - 1, high + 1))
     assert filled(axes[0].figure.axes[-1]).extend == "neither"
 

@@ -119,6 +119,18 @@ def test_a_foreign_file_is_refused_by_name(content, tmp_path):
         load(path)
 
 
+def test_a_result_with_other_fields_than_today_s_is_refused_by_name(small, monkeypatch):
+    today = dict(store.RESULTS)
+    fields = [(field.name, field.type) for field in dataclasses.fields(today["Entropy"])]
+    for others in ([*fields, ("new", int)], fields[1:]):
+        monkeypatch.setattr(store, "RESULTS", today | {"Entropy": dataclasses.make_dataclass("Entropy", others)})
+        with pytest.raises(ValueError, match=r"path .*small\.safetensors' was written by another version of gradlens"):
+            load(small)
+    monkeypatch.setattr(store, "RESULTS", {"Made": today["Made"]})
+    with pytest.raises(ValueError, match=r"another version of gradlens, whose results have other fields: 'Entropy'"):
+        load(small)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"path .*nowhere' is not a file, expected a result"):
         load(tmp_path / "nowhere")

@@ -148,15 +148,17 @@ def _measure(
     shape = (len(alpha), len(beta), len(x))
     cells = torch.cartesian_prod(*(torch.arange(size, device=x.device) for size in shape))
     undirected = torch.stack([d.flatten(1).isnan().any(1) for d in directions]).any(0)
+    # those are measured at the image itself, and what came out is struck off
+    ways = [d.masked_fill(expand(undirected, d), 0) for d in directions]
     parts: list[tuple[Tensor, ...]] = []
     for row, column, sample in (chunk.T for chunk in cells.split(batch)):
-        point = x[sample] + ball.eps * expand(alpha[row], x) * directions[0][sample]
-        if len(directions) > 1:
-            point = point + ball.eps * expand(beta[column], x) * directions[1][sample]
+        point = x[sample]
+        for way, reach in zip(ways, (alpha[row], beta[column]), strict=False):
+            point.addcmul_(expand(ball.eps * reach, x), way[sample])
         void = undirected[sample]
-        boxed = ((point >= ball.low - 1e-6) & (point <= ball.high + 1e-6)).flatten(1).all(1)
-        point = point if limits is None else point.clamp(*limits)
-        answer = logits(model, torch.where(expand(void, point), x[sample], point))
+        lowest, highest = point.flatten(1).aminmax(dim=1)
+        boxed = (lowest >= ball.low - 1e-6) & (highest <= ball.high + 1e-6)
+        answer = logits(model, point if limits is None else point.clamp(*limits))
         labels = y[sample]
         parts.append(
             (

@@ -77,9 +77,12 @@ class Surface:
 
     def __str__(self) -> str:
         rows, columns, batch = self.loss.shape
+        unit = "times as far" if self.has_ends else "eps"
+        angle = f", {self.angle.nanmedian():.0f} degrees apart (median)" if self.has_ends and columns > 1 else ""
         return (
-            f"{batch} samples on {rows} x {columns} points, {self.axes[0]} x {self.axes[1]}, +-{self.alpha.max():g} "
-            f"eps: sharpness {self.sharpness.nanmedian():.3g} (median), centre error {self.centre_error:.1e}"
+            f"{batch} samples on {rows} x {columns} points, {self.axes[0]} x {self.axes[1]}{angle}, "
+            f"+-{self.alpha.max():g} {unit}: sharpness {self.sharpness.nanmedian():.3g} (median), "
+            f"centre error {self.centre_error:.1e}"
         )
 
     def frame(self) -> DataFrame:

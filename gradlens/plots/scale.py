@@ -52,13 +52,13 @@ def limits(
     return low, high
 
 
-def levels_of(ends: Limits, levels: int | Sequence[float]) -> np.ndarray:
+def levels_of(ends: Limits, levels: int | Sequence[float] | np.ndarray) -> np.ndarray:
     """About so many round numbers from end to end; a sequence is taken as it is."""
-    if not isinstance(levels, int):
+    if not isinstance(levels, int | np.integer):
         return np.asarray(levels, float)
     if levels < 2 or not ends[0] < ends[1]:
         raise ValueError(f"levels is {levels} and limits {ends}, expected at least 2 levels and low < high")
-    return np.asarray(MaxNLocator(levels).tick_values(*ends))
+    return np.array(MaxNLocator(int(levels)).tick_values(*ends))
 
 
 def is_signed(quantity: str, over: Over) -> bool:
