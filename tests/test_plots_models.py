@@ -204,6 +204,19 @@ def test_a_line_is_dotted_where_most_samples_have_left_the_box(cnn, images, axes
     assert axes[0].get_legend_handles_labels()[1] == ["SL"]
 
 
+def test_of_a_plane_the_line_through_the_image_is_drawn(planes, axes):
+    plots.line(planes["SL"], axes[0], quantity="margin")
+    expected = np.median(planes["SL"].margin[:, 3].numpy(), axis=1)
+    np.testing.assert_allclose(axes[0].lines[0].get_ydata(), expected)
+
+
+def test_a_line_has_no_area(cnn, images, axes):
+    line = input_line(cnn, images, None, BALL, points=3)
+    for draw in (plots.surface, lambda *a: plots.decisions(*a, sample=0), lambda r, _: plots.interactive(r)):
+        with pytest.raises(ValueError, match=r"a single column, expected that of input_plane; plots\.line draws it"):
+            draw(line, axes[0])
+
+
 def test_what_is_undefined_is_hatched_even_where_all_points_are_in_the_box(cnn, images, axes):
     plane = input_plane(cnn, images, None, BALL, points=3, box="project")
     loss = plane.loss.clone()

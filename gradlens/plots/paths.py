@@ -56,14 +56,15 @@ def history(frame: DataFrame, ax: Axes, *, quantity: str = "clean") -> Axes:
 def line(result: Surface, ax: Axes, *, quantity: str = "loss", name: str = "", band: bool = True) -> Axes:
     """A one-dimensional slice: median over samples, with a band from the 10th to the 90th percentile.
 
-    Dotted where more than half of the samples have left the pixel box.
+    Of a plane, the line through the image along its first direction. Dotted where more than half of the samples have
+    left the pixel box.
     """
-    at = result.alpha.cpu().numpy()
+    at, column = result.alpha.cpu().numpy(), result.centre[1]
     before = len(ax.lines)
-    draw_band(ax, at, getattr(result, quantity)[:, 0], name, band)
+    draw_band(ax, at, getattr(result, quantity)[:, column], name, band)
     if band and result.projected is None:
         median = ax.lines[before]
-        inside = np.where(result.in_box_share[:, 0].cpu().numpy() >= 0.5, median.get_ydata(), np.nan)
+        inside = np.where(result.in_box_share[:, column].cpu().numpy() >= 0.5, median.get_ydata(), np.nan)
         ax.plot(at, inside, color=median.get_color(), lw=2, label=name or None)
         median.set(ls=":", lw=1.5, label="_off the box")
     for edge in (-1, 1):

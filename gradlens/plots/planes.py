@@ -17,7 +17,7 @@ from torch import Tensor
 from ..landscape import Surface
 from .look import outer_labels, panels
 from .relief import surface3d
-from .scale import Limits, Over, axis_names, cells, colours_of, is_signed, label_of, levels_of, limits
+from .scale import Limits, Over, axis_names, cells, colours_of, is_signed, label_of, levels_of, limits, refuse_line
 
 
 def surface(
@@ -83,6 +83,7 @@ def decisions(result: Surface, ax: Axes, *, sample: int, classes: int = 10) -> A
 
     Empty for a sample that has no direction.
     """
+    refuse_line(result)
     step = float(result.alpha[1] - result.alpha[0]) / 2
     low, high = float(result.alpha[0]) - step, float(result.alpha[-1]) + step
     predicted = result.predicted[:, :, sample].T.cpu().numpy()

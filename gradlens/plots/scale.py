@@ -17,6 +17,7 @@ def cells(result: Surface, quantity: str, sample: int | None, over: Over) -> np.
     """(R, C): one sample's values, or the mean, median or 10-90% spread over all that are defined."""
     if over not in get_args(Over):
         raise ValueError(f"over is {over!r}, expected 'mean', 'median' or 'spread'")
+    refuse_line(result)
     values = getattr(result, quantity)
     if sample is not None:
         if not -values.shape[2] <= sample < values.shape[2]:
@@ -27,6 +28,12 @@ def cells(result: Surface, quantity: str, sample: int | None, over: Over) -> np.
     band = result.summary(quantity)
     column = band["median"] if over == "median" else band["high"] - band["low"]
     return column.to_numpy(float).reshape(values.shape[:2])
+
+
+def refuse_line(result: Surface) -> None:
+    """Raises ValueError for a Surface with a single column: it has no area."""
+    if len(result.beta) == 1:
+        raise ValueError("the surface has a single column, expected that of input_plane; plots.line draws it")
 
 
 def limits(
