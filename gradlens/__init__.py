@@ -7,7 +7,7 @@ from .compare import compare
 from .door import predict
 from .entropy import Entropy, entropy
 from .gradients import Gradients, gradients
-from .landscape import Surface, input_line, input_plane
+from .landscape import InputPath, Surface, input_line, input_path, input_plane
 from .model import Normalized, frozen
 from .provenance import Made
 from .stability import Stability, stability
@@ -17,6 +17,7 @@ __all__ = [
     "Ball",
     "Entropy",
     "Gradients",
+    "InputPath",
     "Made",
     "Normalized",
     "PGDTrace",
@@ -27,6 +28,7 @@ __all__ = [
     "frozen",
     "gradients",
     "input_line",
+    "input_path",
     "input_plane",
     "load",
     "losses",

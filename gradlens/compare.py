@@ -57,7 +57,7 @@ def compare(
         raise ValueError(f"pair is {pair!r}, expected 'sample' or 'seed'")
     if not 0 < level < 1 or resamples < 100:
         raise ValueError(f"level is {level} and resamples {resamples}, expected 0 < level < 1 and at least 100")
-    values = {name: [_values(result, metric) for result in _several(given)] for name, given in results.items()}
+    values = {name: [values_of(result, metric) for result in _several(given)] for name, given in results.items()}
     sizes = {name: {len(v) for v in seeds} for name, seeds in values.items()}
     if pair == "sample" and len(set().union(*sizes.values())) > 1:
         raise ValueError(f"results have different numbers of samples ({sizes}), expected the same samples in each")
@@ -143,7 +143,8 @@ def _several(given: Any) -> Sequence[Any]:
     return several
 
 
-def _values(result: Any, metric: Metric) -> np.ndarray:
+def values_of(result: Any, metric: Metric) -> np.ndarray:
+    """A metric of a result, as float64, one value a sample; raises ValueError where it has none."""
     if isinstance(metric, str):
         if not hasattr(result, metric):
             raise ValueError(f"metric is {metric!r}, which a {type(result).__name__} does not have")

@@ -20,7 +20,9 @@ def check_images(model: nn.Module, x: ImagesLike, ball: Ball, *, name: str = "x"
     """
     home = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     if isinstance(x, np.ndarray):
-        x = _tensor(x, f"{name} holds {x.dtype}, expected floating-point pixels in [{ball.low}, {ball.high}]").to(home)
+        x = tensor_of(x, f"{name} holds {x.dtype}, expected floating-point pixels in [{ball.low}, {ball.high}]").to(
+            home
+        )
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} is a {type(x).__name__}, expected a tensor or array of images (batch, ...)")
     if not x.is_floating_point():
@@ -52,7 +54,7 @@ def check_images(model: nn.Module, x: ImagesLike, ball: Ball, *, name: str = "x"
 
 def check_labels(y: LabelsLike, batch: int, device: torch.device, *, name: str = "y") -> Labels:
     """One class number an image. Raises ValueError."""
-    labels = y if isinstance(y, Tensor) else _tensor(y, f"{name} is {y!r:.80}, expected integer class numbers")
+    labels = y if isinstance(y, Tensor) else tensor_of(y, f"{name} is {y!r:.80}, expected integer class numbers")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{name} holds {labels.dtype}, expected integer class numbers")
     if labels.shape != (batch,):
@@ -180,7 +182,7 @@ def _refuse_mixing(model: nn.Module, x: Images) -> None:
         )
 
 
-def _tensor(values: object, complaint: str) -> Tensor:
+def tensor_of(values: object, complaint: str) -> Tensor:
     """A tensor of its own, also of arrays that are read-only, turned around or in another byte order."""
     try:
         array = np.array(values)

@@ -85,6 +85,12 @@ def forward(model: nn.Module, x: Images) -> Any:
     return model(x.to(kind) if x.dtype != kind else x.clone())
 
 
+def predictive_entropy(answer: Logits) -> PerSample:
+    """Entropy of the softmax of these logits, in nats."""
+    log_p = answer.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
 def at_least_single(t: Tensor) -> Tensor:
     """Half precision as float32, other types as they are."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

@@ -16,11 +16,11 @@ from .attacks import PGDTrace
 from .ball import Ball
 from .entropy import Entropy
 from .gradients import Gradients
-from .landscape import Surface
+from .landscape import InputPath, Surface
 from .provenance import Made, digest
 from .stability import Stability
 
-RESULTS = {kind.__name__: kind for kind in (Ball, Entropy, Gradients, Made, PGDTrace, Stability, Surface)}
+RESULTS = {kind.__name__: kind for kind in (Ball, Entropy, Gradients, InputPath, Made, PGDTrace, Stability, Surface)}
 FORMAT = "gradlens 1"
 
 
@@ -55,7 +55,13 @@ def load(path: str | os.PathLike[str]) -> Any:
     record = metadata.get("result", "")
     if metadata.get("sha256") != _seal(record, tensors):
         raise ValueError(f"path {os.fspath(path)!r} is damaged: its content does not match the hash written with it")
-    return _unpack(json.loads(record), tensors)
+    try:
+        return _unpack(json.loads(record), tensors)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"path {os.fspath(path)!r} was written by another version of gradlens, whose results have other fields: "
+            f"{error}; measure again"
+        ) from error
 
 
 def write(path: Path, content: bytes) -> Path:

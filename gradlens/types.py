@@ -31,6 +31,7 @@ PointLabels = Int[Tensor, "points batch"]
 PathSum = Float[Tensor, "points *summed"]  # added up over samples
 Axis = Float[Tensor, "_"]  # a plane's two axes may differ in length
 Grid = Float[Tensor, "rows columns batch"]
+GridMean = Float[Tensor, "rows columns"]
 GridLabels = Int[Tensor, "rows columns batch"]
 GridMask = Bool[Tensor, "rows columns batch"]
 

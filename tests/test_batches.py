@@ -22,6 +22,7 @@ MEASUREMENTS = {
     "gradients": lambda m, x, y, **k: gl.gradients(m, x, y, BALL, jacobian=True, generator=_seed(), **k),
     "entropy": gl.entropy,
     "input_plane": lambda m, x, y, **k: gl.input_plane(m, x, y, BALL, points=5, steps=3, generator=_seed(), **k),
+    "input_path": lambda m, x, y, **k: gl.input_path(m, x, y, BALL, steps=3, points=2, **k),
 }
 
 

@@ -70,6 +70,8 @@ def test_each_cell_holds_the_loss_at_exactly_its_own_coordinates(
     torch.testing.assert_close(result.margin, q, rtol=0, atol=1e-9)
     torch.testing.assert_close(result.loss, F.softplus(q), rtol=0, atol=1e-9)
     assert torch.equal(result.predicted, (q > 0).long())
+    p = q.sigmoid()
+    torch.testing.assert_close(result.entropy, -p * p.log() - (1 - p) * (1 - p).log(), rtol=0, atol=1e-9)
     torch.testing.assert_close(result.alpha, torch.linspace(-4, 4, 9, dtype=torch.float64))
 
 
@@ -127,7 +129,7 @@ def test_cells_off_the_pixel_box_are_marked(measure, quadratic, x, generator):
 def test_a_line_is_the_column_of_the_plane_through_the_image(quadratic, x, generator):
     line = input_line(quadratic, x, LABEL_0, Ball(0.1), points=7)
     plane = input_plane(quadratic, x, LABEL_0, Ball(0.1), points=7, generator=generator)
-    for name in ("loss", "margin", "predicted", "in_box"):
+    for name in ("loss", "margin", "entropy", "predicted", "in_box"):
         torch.testing.assert_close(getattr(line, name)[:, 0], getattr(plane, name)[:, 3], rtol=0, atol=1e-12)
     assert line.beta.tolist() == [0]
     assert line.axes == ("adversarial", "none")
@@ -152,7 +154,7 @@ def test_how_many_images_go_through_the_model_at_a_time_does_not_matter(measure,
         )
         for size in (512, batch)
     )  # fmt: skip
-    for name in ("loss", "margin", "predicted", "in_box"):
+    for name in ("loss", "margin", "entropy", "predicted", "in_box"):
         torch.testing.assert_close(getattr(whole, name), getattr(pieces, name), rtol=0, atol=1e-12)
 
 
@@ -162,7 +164,11 @@ def test_a_sample_without_a_direction_is_nan_everywhere(measure, model):
     result = measure(model, torch.full((2, 4), 0.3), None, Ball(0.1), points=3)
     assert result.loss.isnan().all()
     assert result.margin.isnan().all()
+    assert result.entropy.isnan().all()
+    assert result.error.isnan().all()
+    assert (result.predicted == -1).all()
     assert not result.in_box.any()
+    assert result.in_box_share.isnan().all()
     assert np.isnan(result.centre_error)
 
 
@@ -200,7 +206,7 @@ def test_frame_has_a_row_a_cell_and_sample(quadratic, x, generator):
     assert len(table) == 27
     for row in table.itertuples():
         r, c = (result.alpha == row.alpha).nonzero().item(), (result.beta == row.beta).nonzero().item()
-        for name in ("loss", "margin", "predicted", "in_box"):
+        for name in ("loss", "margin", "entropy", "predicted", "in_box"):
             assert getattr(row, name) == getattr(result, name)[r, c, row.sample].item()
 
 
@@ -211,6 +217,9 @@ def test_frame_has_a_row_a_cell_and_sample(quadratic, x, generator):
         ({"points": 4}, "points is 4, expected an odd number"),
         ({"points": 1}, "points is 1, expected an odd number of at least 3"),
         ({"span": 0.0}, "span is 0.0, expected a positive number"),
+        ({"span": -1.0}, "span is -1.0, expected a positive number"),
+        ({"span": float("inf")}, "span is inf, expected a positive number"),
+        ({"span": float("nan")}, "span is nan, expected a positive number"),
         ({"batch": 0}, "batch is 0, expected at least 1"),
     ],
 )
@@ -243,4 +252,4 @@ for directions in ((x, x[:1]), (x,), "sideways"):
         "directions have shapes [(2, 3, 2, 2), (1, 3, 2, 2)], expected 2 finite tensors of x's shape"
     )
     assert second.startswith("directions have shapes [(2, 3, 2, 2)], expected 2 finite tensors of x's shape")
-    assert third == "directions is 'sideways', expected 'adversarial', 'gradient' or tensors of x's shape"
+    assert third.startswith("directions is 'sideways', expected 'adversarial', 'gradient', tensors of x's shape")

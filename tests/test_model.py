@@ -24,6 +24,7 @@ DOORS: dict[str, Callable[..., Any]] = {
     "entropy": gradlens.entropy,
     "input_plane": lambda model, x, y=None: gradlens.input_plane(model, x, y, Ball(0.1), points=3, steps=2),
     "input_line": lambda model, x, y=None: gradlens.input_line(model, x, y, Ball(0.1), points=3, steps=2),
+    "input_path": lambda model, x, y=None: gradlens.input_path(model, x, y, Ball(0.1), points=2, steps=2),
 }
 every_door = pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
 
@@ -226,7 +227,8 @@ def test_wrong_python_types_are_refused_by_name_outside_of_the_tests_type_checks
     script = """
 import torch, gradlens
 model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)), torch.rand(2, 3, 2, 2)
-for door in (gradlens.pgd, gradlens.stability, gradlens.entropy, gradlens.input_plane, gradlens.input_line):
+for door in (gradlens.pgd, gradlens.stability, gradlens.entropy, gradlens.input_plane, gradlens.input_line,
+             gradlens.input_path):
     for arguments in ((len, x, [0, 1]), (model, x.tolist(), [0, 1]), (model, x, ["a", "b"]), (model, x, [[0], [1, 2]])):
         try:
             door(*arguments)
@@ -305,7 +307,8 @@ def test_a_bare_number_is_no_ball(tmp_path: Path):
     script = """
 import torch, gradlens
 model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)), torch.rand(2, 3, 2, 2)
-for door in (gradlens.pgd, gradlens.stability, gradlens.gradients, gradlens.input_plane, gradlens.input_line):
+for door in (gradlens.pgd, gradlens.stability, gradlens.gradients, gradlens.input_plane, gradlens.input_line,
+             gradlens.input_path):
     try:
         door(model, x, [0, 1], 0.03)
     except ValueError as error:
@@ -313,4 +316,4 @@ for door in (gradlens.pgd, gradlens.stability, gradlens.gradients, gradlens.inpu
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ball is 0.03, expected a gradlens.Ball") == 5
+    assert done.stdout.count("ball is 0.03, expected a gradlens.Ball") == 6

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gradlens import Ball, entropy, input_line, input_plane, load, losses, pgd, save, stability, store
+from gradlens import Ball, entropy, input_line, input_path, input_plane, load, losses, pgd, save, stability, store
 from tests.analytic import Detached, smooth_cnn
 
 RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
@@ -22,6 +22,15 @@ RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "entropy with labels and attack": lambda model, x: entropy(model, x, [0] * 6, x.flip(0)),
     "plane": lambda model, x: input_plane(model, x, None, Ball(0.1), points=3, loss=losses.margin),
     "line": lambda model, x: input_line(model, x, None, Ball(0.1), points=3, box="project"),
+    "two adversaries": lambda model, x: input_plane(
+        model,
+        x,
+        None,
+        Ball(0.1),
+        points=3,
+        directions={"pgd": pgd(model, x, None, Ball(0.1)), "up": torch.ones_like(x)},
+    ),
+    "path": lambda model, x: input_path(model, x, None, Ball(0.1), steps=2, points=2),
     "ball": lambda *_: Ball(0.3, "l2", low=-1.0),
     "made": lambda model, x: entropy(model, x).made,
 }
@@ -108,6 +117,18 @@ def test_a_foreign_file_is_refused_by_name(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"path .*foreign\.safetensors'"):
         load(path)
+
+
+def test_a_result_with_other_fields_than_today_s_is_refused_by_name(small, monkeypatch):
+    today = dict(store.RESULTS)
+    fields = [(field.name, field.type) for field in dataclasses.fields(today["Entropy"])]
+    for others in ([*fields, ("new", int)], fields[1:]):
+        monkeypatch.setattr(store, "RESULTS", today | {"Entropy": dataclasses.make_dataclass("Entropy", others)})
+        with pytest.raises(ValueError, match=r"path .*small\.safetensors' was written by another version of gradlens"):
+            load(small)
+    monkeypatch.setattr(store, "RESULTS", {"Made": today["Made"]})
+    with pytest.raises(ValueError, match=r"another version of gradlens, whose results have other fields: 'Entropy'"):
+        load(small)
 
 
 def test_a_missing_file_is_named(tmp_path):

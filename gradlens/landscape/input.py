@@ -1,22 +1,21 @@
 """The loss around an image, on a line or a plane through it."""
 
+import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..attacks.pgd import perturb
-from ..ball import Ball, expand, l2
+from ..ball import Ball, expand
 from ..batches import Chunk, measured
 from ..door import check_attack
-from ..draws import gaussian
 from ..losses import cross_entropy, margin
-from ..model import input_gradient, logits, per_sample
+from ..model import logits, per_sample, predictive_entropy
 from ..provenance import UNSIGNED
 from ..types import Axis, Images, ImagesLike, Labels, LabelsLike, Loss
+from .input_directions import Directions, Given, admitted, build
 from .surface import Surface
 
-Directions = Literal["adversarial", "gradient"]
 Box = Literal["mark", "project"]
 
 
@@ -26,7 +25,7 @@ def input_plane(
     y: LabelsLike | None = None,
     ball: Ball = Ball(),
     *,
-    directions: Directions | tuple[Images, Images] = "adversarial",
+    directions: Directions = "adversarial",
     span: float = 3.0,
     points: int = 51,
     loss: Loss = cross_entropy,
@@ -35,19 +34,25 @@ def input_plane(
     batch: int = 512,
     generator: torch.Generator | None = None,
 ) -> Surface:
-    """Loss, margin and predicted class at x + eps (alpha d1 + beta d2), alpha and beta from -span to span.
+    """Loss, margin, entropy and class at x + eps (alpha d1 + beta d2), alpha and beta from -span to span.
 
     `x` is (batch, ...); without labels `y` (batch,), the model's own predictions are used. `directions`:
-    "adversarial", what a PGD on the margin adds in `steps` steps; "gradient", the steepest step of `loss`; each beside
-    a random direction orthogonal to it; or two tensors of x's shape. d1 has length 1 in the ball's norm, so that
-    alpha = 1 is eps away; the random d2 has d1's Euclidean length, so that angles are true. Given tensors are taken as
-    they are, in units of eps. Points off the pixel box are measured and marked; with box="project" each is clamped
-    into it first, so that the plane bends but holds only images that exist. `points` is odd, so that the image itself
-    is measured; `batch` images go through the model at a time. A sample whose direction vanishes (a zero gradient) is
-    nan.
+    - "adversarial", what a PGD on the margin adds in `steps` steps; "gradient", the steepest step of `loss`; each
+      beside a random direction orthogonal to it. d1 has length 1 in the ball's norm, so that alpha = 1 is eps away; d2
+      has d1's Euclidean length, so that angles are true.
+    - two PGDTraces of the same images, by two attacks or on two models: alpha = 1 is where the first ended, beta = 1
+      where the second did. `Surface.angle` says how far from orthogonal they are.
+    - two tensors or arrays of x's shape, taken as they are, in units of eps: another package's examples are
+      (adversarial - x) / ball.eps. A dict gives the axes its keys as names.
+    - a Surface of the same images: its very plane, so that several models can be compared on one.
+
+    Points off the pixel box are measured and marked; with box="project" each is clamped into it first, so that the
+    plane bends but holds only images that exist. `points` is odd, so that the image itself is measured; coordinate 1 is
+    measured where span divides (points - 1) / 2. `batch` images go through the model at a time. A sample whose
+    direction vanishes (a zero gradient, an attack that never moved) is nan.
 
     Raises ValueError as `pgd` does, and for an even number of points, a span that is not positive, directions of
-    another shape.
+    another shape or number, all zero, or found from other images.
     """
     return _slice(model, x, y, ball, directions, span, points, loss, steps, box, batch, generator, is_plane=True)
 
@@ -58,7 +63,7 @@ def input_line(
     y: LabelsLike | None = None,
     ball: Ball = Ball(),
     *,
-    directions: Directions | tuple[Images] = "adversarial",
+    directions: Directions = "adversarial",
     span: float = 3.0,
     points: int = 51,
     loss: Loss = cross_entropy,
@@ -67,7 +72,10 @@ def input_line(
     batch: int = 512,
     generator: torch.Generator | None = None,
 ) -> Surface:
-    """The row beta = 0 of `input_plane`: the loss along one direction, as a Surface with a single column."""
+    """The row beta = 0 of `input_plane`: the loss along one direction, as a Surface with a single column.
+
+    Of a plane's Surface given as `directions`, the first direction is taken.
+    """
     return _slice(model, x, y, ball, directions, span, points, loss, steps, box, batch, generator, is_plane=False)
 
 
@@ -76,7 +84,7 @@ def _slice(
     x: ImagesLike,
     y: LabelsLike | None,
     ball: Ball,
-    directions: Directions | tuple[Images, ...],
+    directions: Directions,
     span: float,
     points: int,
     loss: Loss,
@@ -87,7 +95,7 @@ def _slice(
     is_plane: bool,
 ) -> Surface:
     size = check_attack(ball, steps=steps, step_size=None)
-    if not span > 0:
+    if not (span > 0 and math.isfinite(span)):
         raise ValueError(f"span is {span}, expected a positive number of eps")
     if points < 3 or points % 2 == 0:
         raise ValueError(f"points is {points}, expected an odd number of at least 3, so that the centre is measured")
@@ -95,75 +103,33 @@ def _slice(
         raise ValueError(f"box is {box!r}, expected 'mark' or 'project'")
     if batch < 1:
         raise ValueError(f"batch is {batch}, expected at least 1")
-    if not isinstance(directions, str) and isinstance(x, torch.Tensor):
-        _check_given(directions, x, 2 if is_plane else 1)
+    chosen = admitted(directions, x, ball, 2 if is_plane else 1)
     half = points // 2
     limits = (ball.low, ball.high) if box == "project" else None
 
     def run(chunk: Chunk) -> Surface:
         x, y = chunk.x, chunk.y
-        vectors, names = _directions(model, chunk, ball, directions, loss, steps, size, is_plane)
+        vectors, names, has_ends = build(model, chunk, ball, chosen, loss, steps, size, is_plane)
         alpha = span * torch.arange(-half, half + 1, device=x.device, dtype=x.dtype) / half
         beta = alpha if is_plane else alpha[half : half + 1]
         with torch.no_grad():
             values = _measure(model, x, y, ball, vectors, alpha, beta, loss, limits, batch)
             centre_loss = per_sample(loss, logits(model, x), y)
         return Surface(
-            **values, alpha=alpha, beta=beta, directions=vectors, axes=names, unit=ball.eps, projected=limits,
-            labels=y, centre_loss=centre_loss, made=UNSIGNED,
+            **values, alpha=alpha, beta=beta, directions=vectors, axes=names, has_ends=has_ends, unit=ball.eps,
+            projected=limits, clean=x, labels=y, centre_loss=centre_loss, made=UNSIGNED,
         )  # fmt: skip
 
     options = {
-        "ball": ball, "directions": directions if isinstance(directions, str) else "given", "span": span,
-        "points": points, "loss": loss, "steps": steps, "box": box,
+        "ball": ball, "directions": chosen, "span": span, "points": points, "loss": loss, "steps": steps, "box": box,
     }  # fmt: skip
     call = "input_plane" if is_plane else "input_line"
-    return measured(run, model, x, y, ball, call=call, options=options, batch=batch, generator=generator)
-
-
-def _check_given(directions: tuple[Images, ...], x: torch.Tensor, wanted: int) -> None:
-    shapes = [tuple(d.shape) for d in directions]
-    if shapes != [tuple(x.shape)] * wanted or not all(d.isfinite().all() and d.any() for d in directions):
+    result = measured(run, model, x, y, ball, call=call, options=options, batch=batch, generator=generator)
+    if isinstance(chosen, Given) and len(chosen.ways[0]) != len(result.labels):
         raise ValueError(
-            f"directions have shapes {shapes}, expected {wanted} finite tensors of x's shape {tuple(x.shape)}, "
-            "none of them all zero"
+            f"directions are for {len(chosen.ways[0])} images, x yields {len(result.labels)}, expected as many"
         )
-
-
-def _directions(
-    model: nn.Module,
-    chunk: Chunk,
-    ball: Ball,
-    directions: Directions | tuple[Images, ...],
-    loss: Loss,
-    steps: int,
-    step_size: float,
-    is_plane: bool,
-) -> tuple[tuple[Images, ...], tuple[str, str]]:
-    x, y = chunk.x, chunk.y
-    if not isinstance(directions, str):
-        directions = tuple(d[chunk.where] for d in directions)
-        if any(d.shape != x.shape for d in directions):
-            raise ValueError(f"directions have another shape than x {tuple(x.shape)}, expected a step for each image")
-        return tuple(d.to(x) for d in directions), (
-            "first given direction",
-            "second given direction" if is_plane else "none",
-        )
-    if directions == "adversarial":
-        # the margin does not saturate: cross-entropy would leave a confident model without a direction
-        move = perturb(model, x, y, ball, steps=steps, step_size=step_size, loss=margin, start=x) - x
-    elif directions == "gradient":
-        move = ball.steepest(input_gradient(model, x, y, loss)[2])
-    else:
-        raise ValueError(f"directions is {directions!r}, expected 'adversarial', 'gradient' or tensors of x's shape")
-    first = move / expand(ball.length(move), move)  # nan where the attack found no way at all
-    if not is_plane:
-        return (first,), (directions, "none")
-    noise = gaussian(x, chunk.draws())
-    second = noise.sign() if ball.norm == "linf" else noise
-    second = second - expand((second * first).flatten(1).sum(1) / l2(first) ** 2, first) * first
-    second = second * expand(l2(first) / l2(second), second)
-    return (first, second), (directions, "random orthogonal")
+    return result
 
 
 def _measure(
@@ -182,23 +148,26 @@ def _measure(
     shape = (len(alpha), len(beta), len(x))
     cells = torch.cartesian_prod(*(torch.arange(size, device=x.device) for size in shape))
     undirected = torch.stack([d.flatten(1).isnan().any(1) for d in directions]).any(0)
+    # those are measured at the image itself, and what came out is struck off
+    ways = [d.masked_fill(expand(undirected, d), 0) for d in directions]
     parts: list[tuple[Tensor, ...]] = []
     for row, column, sample in (chunk.T for chunk in cells.split(batch)):
-        point = x[sample] + ball.eps * expand(alpha[row], x) * directions[0][sample]
-        if len(directions) > 1:
-            point = point + ball.eps * expand(beta[column], x) * directions[1][sample]
+        point = x[sample]
+        for way, reach in zip(ways, (alpha[row], beta[column]), strict=False):
+            point.addcmul_(expand(ball.eps * reach, x), way[sample])
         void = undirected[sample]
-        boxed = ((point >= ball.low - 1e-6) & (point <= ball.high + 1e-6)).flatten(1).all(1)
-        point = point if limits is None else point.clamp(*limits)
-        answer = logits(model, torch.where(expand(void, point), x[sample], point))
+        lowest, highest = point.flatten(1).aminmax(dim=1)
+        boxed = (lowest >= ball.low - 1e-6) & (highest <= ball.high + 1e-6)
+        answer = logits(model, point if limits is None else point.clamp(*limits))
         labels = y[sample]
         parts.append(
             (
                 per_sample(loss, answer, labels).masked_fill(void, torch.nan),
                 margin(answer, labels).masked_fill(void, torch.nan),
-                answer.argmax(1),
+                predictive_entropy(answer).masked_fill(void, torch.nan),
+                answer.argmax(1).masked_fill(void, -1),
                 boxed & ~void,
             )
         )
-    names = ("loss", "margin", "predicted", "in_box")
+    names = ("loss", "margin", "entropy", "predicted", "in_box")
     return {name: torch.cat(pieces).view(shape) for name, pieces in zip(names, zip(*parts, strict=True), strict=True)}

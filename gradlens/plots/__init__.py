@@ -1,0 +1,38 @@
+"""Pictures of results: (result, ax) -> ax. The only room that imports matplotlib, seaborn and plotly.
+
+What ends in s takes a dict of results, one a model, and as many axes: small multiples on shared scales.
+"""
+
+from .look import COLOURS, LABELS, OTHERS, colour, style
+from .paths import history, line, local_cosine, path, trace, traces
+from .planes import class_legend, decision_maps, decisions, surface, surfaces
+from .record import publish
+from .relief import interactive, surface3d
+from .samples import distributions, entropy, reliability
+from .scale import limits
+
+__all__ = [
+    "COLOURS",
+    "LABELS",
+    "OTHERS",
+    "class_legend",
+    "colour",
+    "decision_maps",
+    "decisions",
+    "distributions",
+    "entropy",
+    "history",
+    "interactive",
+    "limits",
+    "line",
+    "local_cosine",
+    "path",
+    "publish",
+    "reliability",
+    "style",
+    "surface",
+    "surface3d",
+    "surfaces",
+    "trace",
+    "traces",
+]

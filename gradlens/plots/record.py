@@ -1,0 +1,62 @@
+"""A figure on disk, with the data behind it and how it was made."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from pandas import DataFrame
+
+from ..provenance import Made, versions
+from ..store import write
+
+
+def publish(
+    fig: Figure,
+    name: str,
+    data: DataFrame | None,
+    caption: str,
+    *,
+    out: str | Path,
+    runs: Sequence[Mapping[str, Any]] = (),
+    made: Made | None = None,
+    alt: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Keep a figure in `out`: `name`.png, .pdf, .parquet (the data behind it), .json (caption, runs, how it was made).
+
+    An empty `out` keeps nothing, as when a notebook is read by hand. `caption` is a paragraph for a paper; `alt`, for
+    those who cannot see the picture, is the caption if not given; `runs` name the checkpoints behind the figure;
+    `title` is made of the name if not given.
+    Raises ValueError for a name that is no plain file name.
+    """
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"name is {name!r}, expected letters, digits, '-' and '_' only")
+    if not str(out):
+        return fig
+    folder = Path(out)
+    place = folder / f"{name}.json"
+    # a figure that is drawn again keeps its place among the others
+    order = json.loads(place.read_text())["order"] if place.is_file() else len(list(folder.glob("*.json")))
+    for kind in ("png", "pdf"):
+        path = folder / f"{name}.{kind}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # without a date the same figure is the same bytes
+        fig.savefig(path, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None})
+    if data is not None:
+        data.to_parquet(folder / f"{name}.parquet", index=False)
+    record = {
+        "name": name,
+        "title": title or name.replace("_", " ").capitalize(),
+        "caption": caption,
+        "alt": alt or caption,
+        "data": None if data is None else f"{name}.parquet",
+        "runs": [dict(run) for run in runs],
+        "order": order,
+        "made": asdict(made) if made else {"versions": versions(), "threads": torch.get_num_threads()},
+    }
+    write(place, (json.dumps(record, indent=2) + "\n").encode())
+    return fig

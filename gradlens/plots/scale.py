@@ -1,0 +1,90 @@
+"""From many samples to one number a cell, and from many planes to one scale."""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from ..landscape import Surface
+from .look import LABELS
+
+Over = Literal["mean", "median", "spread"]
+Limits = tuple[float, float]
+
+
+def cells(result: Surface, quantity: str, sample: int | None, over: Over) -> np.ndarray:
+    """(R, C): one sample's values, or the mean, median or 10-90% spread over all that are defined."""
+    if over not in get_args(Over):
+        raise ValueError(f"over is {over!r}, expected 'mean', 'median' or 'spread'")
+    refuse_line(result)
+    values = getattr(result, quantity)
+    if sample is not None:
+        if not -values.shape[2] <= sample < values.shape[2]:
+            raise ValueError(f"sample is {sample}, the surface holds {values.shape[2]}")
+        return values[:, :, sample].double().cpu().numpy()
+    if over == "mean":
+        return values.double().nanmean(2).cpu().numpy()
+    band = result.summary(quantity)
+    column = band["median"] if over == "median" else band["high"] - band["low"]
+    return column.to_numpy(float).reshape(values.shape[:2])
+
+
+def refuse_line(result: Surface) -> None:
+    """Raises ValueError for a Surface with a single column: it has no area."""
+    if len(result.beta) == 1:
+        raise ValueError("the surface has a single column, expected that of input_plane; plots.line draws it")
+
+
+def limits(
+    results: Iterable[Surface], *, quantity: str = "loss", sample: int | None = None, over: Over = "mean"
+) -> Limits:
+    """The reach of a quantity over all these planes, for one scale; of margins as far below 0 as above it.
+
+    Raises ValueError for no plane, an unknown `over` or a sample that is not there.
+    """
+    grids = [cells(result, quantity, sample, over) for result in results]
+    if not grids:
+        raise ValueError("results are empty, expected at least one Surface")
+    values = np.concatenate([grid[np.isfinite(grid)] for grid in grids])
+    if len(values) == 0:
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    if is_signed(quantity, over):
+        reach = max(-low, high) or 1.0
+        return -reach, reach
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # a constant has no reach of its own
+        pad = 0.05 * abs(high) or 0.5
+        return low - pad, high + pad
+    return low, high
+
+
+def levels_of(ends: Limits, levels: int | Sequence[float] | np.ndarray) -> np.ndarray:
+    """About so many round numbers from end to end; a sequence is taken as it is."""
+    if not isinstance(levels, int | np.integer):
+        return np.asarray(levels, float)
+    if levels < 2 or not ends[0] < ends[1]:
+        raise ValueError(f"levels is {levels} and limits {ends}, expected at least 2 levels and low < high")
+    return np.array(MaxNLocator(int(levels)).tick_values(*ends))
+
+
+def is_signed(quantity: str, over: Over) -> bool:
+    """Does 0 mean the decision boundary, so that it is drawn white?"""
+    return quantity == "margin" and over != "spread"
+
+
+def colours_of(quantity: str, over: Over) -> str:
+    """The name of a colour map: two-sided where 0 is the boundary."""
+    return "RdBu_r" if is_signed(quantity, over) else "viridis"
+
+
+def label_of(quantity: str, sample: int | None, over: Over) -> str:
+    """What the numbers of `cells` are, for a colour bar or an axis."""
+    name = LABELS.get(quantity, quantity)
+    return name if sample is not None or over == "mean" else f"{name}, {over}"
+
+
+def axis_names(result: Surface) -> tuple[str, str]:
+    """The directions with their unit."""
+    unit = "1 = its end" if result.has_ends else "eps"
+    return f"{result.axes[0]} ({unit})", f"{result.axes[1]} ({unit})"
