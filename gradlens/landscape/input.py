@@ -109,11 +109,13 @@ def _slice(
 
     def run(chunk: Chunk) -> Surface:
         x, y = chunk.x, chunk.y
-        vectors, names, has_ends = build(model, chunk, ball, chosen, loss, steps, size, is_plane)
+        with chunk.folded():
+            vectors, names, has_ends = build(model, chunk, ball, chosen, loss, steps, size, is_plane)
         alpha = span * torch.arange(-half, half + 1, device=x.device, dtype=x.dtype) / half
         beta = alpha if is_plane else alpha[half : half + 1]
-        with torch.no_grad():
+        with chunk.folded(), torch.no_grad():
             values = _measure(model, x, y, ball, vectors, alpha, beta, loss, limits, batch)
+        with torch.no_grad():
             centre_loss = per_sample(loss, logits(model, x), y)
         return Surface(
             **values, alpha=alpha, beta=beta, directions=vectors, axes=names, has_ends=has_ends, unit=ball.eps,

@@ -95,7 +95,8 @@ def input_path(
         raise ValueError(f"points is {points}, expected at least 1 to a step")
 
     def run(chunk: Chunk) -> InputPath:
-        values = _walk(model, chunk.x, chunk.y, ball, steps, size, loss, points)
+        with chunk.folded():
+            values = _walk(model, chunk.x, chunk.y, ball, steps, size, loss, points)
         step = torch.arange(steps * points + 1, device=chunk.x.device, dtype=chunk.x.dtype) / points
         return InputPath(**values, step=step, labels=chunk.y, ball=ball, made=UNSIGNED)
 
