@@ -93,7 +93,9 @@ def estimate(
         top=_ends(main, *upper, hidden_above),
         bottom=_ends(main, *lower, hidden_below),
         trace=values.sum(-1) + samples.mean(0),
-        trace_error=samples.std(0) / len(samples) ** 0.5 if len(samples) > 1 else torch.full_like(samples[0], torch.nan),
+        trace_error=samples.std(0) / len(samples) ** 0.5
+        if len(samples) > 1
+        else torch.full_like(samples[0], torch.nan),
         ritz=torch.cat([values, *nodes], -1),
         weights=torch.cat([converged.double() / hessian.size, *(weights * rest.share[:, None] / probes)], -1),
         products=calls,
@@ -125,9 +127,7 @@ class _Rest:
         return self.size * (curvature - inside - 2 * across)
 
 
-def _ends(
-    main: Krylov, values: Tensor, residuals: Tensor, converged: Tensor, vectors: Tensor, hidden: Tensor
-) -> Ends:
+def _ends(main: Krylov, values: Tensor, residuals: Tensor, converged: Tensor, vectors: Tensor, hidden: Tensor) -> Ends:
     found = vectors.mT.to(main.basis.dtype) @ main.basis[0]
     return Ends(values, residuals, converged & ~hidden, found)
 

@@ -36,7 +36,9 @@ class Krylov:
         bad = ~self.matrix.isfinite().flatten(-2).all(-1)[..., None]
         values, vectors = torch.linalg.eigh(self.matrix.masked_fill(bad[..., None], 0.0))
         residuals = self.remainder.norm(dim=-1).double()[..., None] * vectors[..., -1, :].abs()
-        return tuple(t.masked_fill(b, torch.nan) for t, b in ((values, bad), (vectors, bad[..., None]), (residuals, bad)))  # type: ignore[return-value]
+        return tuple(
+            t.masked_fill(b, torch.nan) for t, b in ((values, bad), (vectors, bad[..., None]), (residuals, bad))
+        )  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _fresh(like: Stack, basis: Tensor, without: Callable[[Stack], Stack], source
     return _outside(unit(w), basis, without).masked_fill(empty[..., None], 0.0)
 
 
-def unit(w: Stack) -> Stack:
+def unit(w: Tensor) -> Tensor:
     """Length 1, or exactly 0; dividing by the largest entry first keeps squares from underflowing."""
     largest = w.abs().amax(-1, keepdim=True)
     scaled = w / largest.where(largest != 0, 1.0)

@@ -13,8 +13,8 @@ from ..batches import BATCH, Chunk, measured
 from ..losses import cross_entropy
 from ..model import frozen, logits, per_sample
 from ..provenance import UNSIGNED, Made
-from ..types import Images, ImagesLike, Labels, LabelsLike, Loss, PerRise, PerRow, Rows
-from .estimates import MOST, Ends, Estimates, estimate
+from ..types import Images, ImagesLike, Labels, LabelsLike, Loss, PerRise, PerRow
+from .estimates import Ends, Estimates, estimate
 from .lanczos import unit
 from .parameters import chosen
 from .products import Hessian, InputHessian, WeightHessian
@@ -36,7 +36,7 @@ def spectrum(
     names: str | Sequence[str] | None = None,
     steps: int | None = None,
     probes: int = 4,
-    depth: int = 20,
+    depth: int = 15,
     precision: float = 0.01,
     ball: Ball = Ball(),
     batch: int | None = None,
@@ -85,7 +85,10 @@ def spectrum(
         lambda chunk: _held(model, chunk, loss), model, x, y, ball,
         call="spectrum", options=options, batch=batch, generator=generator,
     )  # fmt: skip
-    with frozen(model), tqdm(desc="spectrum", unit="product", delay=3, disable=None, total=steps + probes * depth) as bar:
+    with (
+        frozen(model),
+        tqdm(desc="spectrum", unit="product", delay=3, disable=None, total=steps + probes * depth) as bar,
+    ):
         hessian = WeightHessian(model, weights, samples.x, samples.y, loss, batch or BATCH)
         found = estimate(hessian, generator, **knobs, steps=steps, precision=precision, bar=bar)
         return _record("weights", hessian, found, tuple(weights), samples.made)
@@ -118,15 +121,16 @@ def _of_inputs(model: nn.Module, chunk: Chunk, loss: Loss, steps: int | None, kn
 def _record(of: Of, hessian: Hessian, found: Estimates, names: tuple[str, ...], made: Made) -> Spectrum:
     """The estimates in the caller's shapes: of the weights, without the axis over rows."""
     loss, gradient, rise = _climb(hessian)
-    each = dict(
-        eigenvalues=found.top.values, residuals=found.top.residuals, converged=found.top.converged,
-        bottom=found.bottom.values, bottom_residuals=found.bottom.residuals, bottom_converged=found.bottom.converged,
-        trace=found.trace, trace_error=found.trace_error, ritz=found.ritz, weights=found.weights,
-        loss=loss, gradient_norm=gradient, rise=rise,
-    )  # fmt: skip
+    top, bottom = found.top, found.bottom
+    each = {
+        "eigenvalues": top.values, "residuals": top.residuals, "converged": top.converged,
+        "bottom": bottom.values, "bottom_residuals": bottom.residuals, "bottom_converged": bottom.converged,
+        "trace": found.trace, "trace_error": found.trace_error, "ritz": found.ritz, "weights": found.weights,
+        "loss": loss, "gradient_norm": gradient, "rise": rise,
+    }  # fmt: skip
     return Spectrum(
         **(each if of == "inputs" else {name: t[0] for name, t in each.items()}),
-        of=of, vectors=_shaped(hessian, found.top), bottom_vectors=_shaped(hessian, found.bottom),
+        of=of, vectors=_shaped(hessian, top), bottom_vectors=_shaped(hessian, bottom),
         radii=torch.tensor(RADII, dtype=torch.float64, device=loss.device), names=names, size=hessian.size,
         products=found.products, made=made,
     )  # fmt: skip
@@ -139,7 +143,11 @@ def _climb(hessian: Hessian) -> tuple[PerRow, PerRow, PerRise]:
     loss = hessian.loss(torch.zeros_like(gradient))
     rises = [hessian.loss(radius * direction) - loss for radius in RADII]
     none = (direction == 0).all(1)
-    return loss.double(), gradient.double().norm(dim=1), torch.stack(rises, 1).double().masked_fill(none[:, None], torch.nan)
+    return (
+        loss.double(),
+        gradient.double().norm(dim=1),
+        torch.stack(rises, 1).double().masked_fill(none[:, None], torch.nan),
+    )
 
 
 def _shaped(hessian: Hessian, ends: Ends) -> tuple[dict[str, Tensor], ...] | tuple[Images, ...]:
@@ -161,7 +169,12 @@ def _refuse_random_loss(model: nn.Module, chunk: Chunk, loss: Loss) -> None:
 
 
 def _check_knobs(k: int, steps: int | None, probes: int, depth: int, precision: float) -> None:
-    for name, count, least in (("k", k, 1), ("steps", k if steps is None else steps, 1), ("probes", probes, 2), ("depth", depth, 1)):
+    for name, count, least in (
+        ("k", k, 1),
+        ("steps", k if steps is None else steps, 1),
+        ("probes", probes, 2),
+        ("depth", depth, 1),
+    ):
         if isinstance(count, bool) or not isinstance(count, int) or count < least:
             raise ValueError(f"{name} is {count!r}, expected a whole number of at least {least}")
     if steps is not None and steps < k:

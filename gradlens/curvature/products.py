@@ -9,7 +9,6 @@ less than half of a product that builds the graph again.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,23 +22,6 @@ from ..model import at_least_single, per_sample
 from ..types import Images, Labels, Loss, PerRow, Rows, Stack
 
 GRAPHS = 2**30  # bytes of graphs that are kept over products; what goes beyond is built anew for each block of vectors
-
-
-class Hessian(Protocol):
-    """A symmetric operator for each of R rows, and the loss that it is the curvature of."""
-
-    rows: int
-    size: int
-    like: Tensor
-
-    def products(self, vectors: Stack) -> Stack:
-        """H v for m vectors in each row."""
-
-    def gradient(self) -> Rows:
-        """The first derivative in each row."""
-
-    def loss(self, step: Rows) -> PerRow:
-        """The loss at `step` from where the Hessian was taken."""
 
 
 class WeightHessian:
@@ -61,7 +43,7 @@ class WeightHessian:
         self.size = sum(shape.numel() for shape in self.shapes)
         self.model, self.x, self.y, self.objective, self.batch = model, x, y, loss, batch
         self.kept: dict[int, _Graph] = {}
-        self.room = 1  # graphs that are kept
+        self.room: int | None = None  # how many graphs are kept; None until there is a second one
 
     def products(self, vectors: Stack) -> Stack:
         return self._summed(lambda graph: torch.stack([graph.product(v) for v in vectors[:, 0]])[:, None])
@@ -86,6 +68,7 @@ class WeightHessian:
                 return sum(map(part, self._graphs())) / len(self.x)  # type: ignore[return-value]
             except (RuntimeError, MemoryError) as error:
                 self.kept.clear()
+                self.room = None
                 self.batch = smaller(self.batch, len(self.x), error)
 
     def _graphs(self) -> Iterator["_Graph"]:
@@ -93,10 +76,10 @@ class WeightHessian:
             if i in self.kept:
                 yield self.kept[i]
                 continue
-            if i == 0 and len(self.x) > self.batch:
+            if self.room is None and len(self.x) > self.batch:
                 self.room = GRAPHS // max(1, _bytes(lambda x=x, y=y: self._graph(x, y)))
             graph = self._graph(x, y)
-            if i < self.room:
+            if self.room is None or i < self.room:
                 self.kept[i] = graph
             yield graph
 
@@ -128,6 +111,9 @@ class InputHessian:
     @torch.no_grad()
     def loss(self, step: Rows) -> PerRow:
         return losses(self.state, self.model, self.x + step.view_as(self.x), self.y, self.objective)
+
+
+Hessian = WeightHessian | InputHessian
 
 
 class _Graph:
@@ -170,7 +156,7 @@ def losses(state: dict[str, Tensor], model: nn.Module, x: Images, y: Labels, los
 
 
 def cast_state(model: nn.Module, like: Tensor) -> dict[str, Tensor]:
-    """Those of the model's floating-point tensors that are of another type than `like`, cast: a Hessian needs digits."""
+    """The model's floating-point tensors of another type than `like`, cast: a Hessian needs digits."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {
         name: t.detach().to(like.dtype) for name, t in state.items() if t.is_floating_point() and t.dtype != like.dtype
@@ -178,7 +164,7 @@ def cast_state(model: nn.Module, like: Tensor) -> dict[str, Tensor]:
 
 
 def _widest(model: nn.Module, x: Images) -> Tensor:
-    """An empty tensor of the type and on the device that the Hessian is computed in: the model's, but float32 at least."""
+    """An empty tensor of the type that the Hessian is computed in: the model's, but float32 at least."""
     kind = next((p for p in model.parameters() if p.is_floating_point()), x)
     return at_least_single(kind.detach().new_empty(0)).to(x.device)
 
