@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gradlens import Ball, entropy, input_line, input_plane, load, losses, pgd, save, stability, store
+from gradlens import Ball, entropy, input_line, input_plane, load, losses, pgd, save, spectrum, stability, store
 from tests.analytic import Detached, smooth_cnn
 
 RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
@@ -22,6 +22,8 @@ RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "entropy with labels and attack": lambda model, x: entropy(model, x, [0] * 6, x.flip(0)),
     "plane": lambda model, x: input_plane(model, x, None, Ball(0.1), points=3, loss=losses.margin),
     "line": lambda model, x: input_line(model, x, None, Ball(0.1), points=3, box="project"),
+    "spectrum": lambda model, x: spectrum(model, x, k=2, steps=8),
+    "spectrum of inputs": lambda model, x: spectrum(model, x, of="inputs", k=2, steps=8),
     "ball": lambda *_: Ball(0.3, "l2", low=-1.0),
     "made": lambda model, x: entropy(model, x).made,
 }

@@ -4,6 +4,7 @@ The long run's basis is the low-rank part of Hutch++ (Meyer et al. 2021), and wh
 out of the short runs: no product is spent on the same thing twice.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -56,58 +57,65 @@ def estimate(
 
     `precision` is the standard error that the trace is to reach, as a share of it; None stays with `probes` vectors.
     """
-    calls = {"eigenvalues": 0, "density": 0, "trace": 0}
+    counted = _Counted(hessian, bar)
+    start = _drawn(counted, 1, source)
+    main = lanczos(partial(counted.products, "eigenvalues"), start, min(steps, counted.size), source)
+    pairs = _pairs(main)
+    settled = pairs.values.sum(-1)
 
-    def applied(purpose: str, vectors: Stack) -> Stack:
-        calls[purpose] += len(vectors)
-        if bar is not None:
-            bar.update(len(vectors))
-        return hessian.products(vectors)
-
-    main = lanczos(lambda v: applied("eigenvalues", v), _drawn(hessian, 1, source), min(steps, hessian.size), source)
-    values, vectors, residuals = (t[0] for t in main.ritz())
-    scale = values.abs().amax(-1, keepdim=True)
-    # the recurrence knows nothing of what is lost to the rounding of the products themselves
-    residuals = residuals + torch.finfo(hessian.like.dtype).eps * scale
-    converged = residuals <= TOLERANCE * scale
-
-    sure = (vectors * converged[:, None]).nan_to_num(0.0)
-    rest = _Rest(hessian, main, Deflation(main.basis[0], (sure @ sure.mT).to(main.basis.dtype)), converged)
+    rest = _Rest(counted, main, pairs)
     starts = rest.starts(probes, source)
-    runs = lanczos(lambda v: applied("density", v), starts, min(depth, hessian.size), source, rest.without)
+    beside = partial(counted.products, "density")
+    runs = lanczos(beside, starts, min(depth, counted.size), source, rest.without)
     nodes, coordinates, _ = runs.ritz()
     weights = coordinates[..., 0, :] ** 2
 
     samples = rest.trace(starts, runs.matrix[..., 0, 0])
-    while precision is not None and not _is_enough(samples, values.sum(-1), precision):
+    while precision is not None and not _is_enough(samples, settled, precision):
         more = rest.starts(probes, source)
-        samples = torch.cat([samples, rest.trace(more, (more * applied("trace", more)).sum(-1).double())])
+        curvature = (more * counted.products("trace", more)).sum(-1).double()
+        samples = torch.cat([samples, rest.trace(more, curvature)])
 
-    # an eigenvalue beyond the last one found says that one was missed: Lanczos sees a repeated one once
-    seen = [torch.where(weights > UNSEEN, nodes, fill).movedim(0, 1).flatten(1) for fill in (-torch.inf, torch.inf)]
-    hidden_above = seen[0].amax(1, keepdim=True) > values.flip(-1)[:, :k] + TOLERANCE * scale
-    hidden_below = seen[1].amin(1, keepdim=True) < values[:, :k] - TOLERANCE * scale
-    upper = [t.flip(-1)[..., :k] for t in (values, residuals, converged, vectors)]
-    lower = [t[..., :k] for t in (values, residuals, converged, vectors)]
+    # Lanczos sees a repeated eigenvalue once: one beyond the last that was found says that a copy was missed
+    slack = TOLERANCE * pairs.values.abs().amax(-1, keepdim=True)
+    unseen = weights <= UNSEEN
+    highest = nodes.masked_fill(unseen, -torch.inf).amax((0, 2))[:, None]
+    lowest = nodes.masked_fill(unseen, torch.inf).amin((0, 2))[:, None]
+    top, bottom = _ends(main, Ends(*(t.flip(-1) for t in pairs)), k), _ends(main, pairs, k)
     return Estimates(
-        top=_ends(main, *upper, hidden_above),
-        bottom=_ends(main, *lower, hidden_below),
-        trace=values.sum(-1) + samples.mean(0),
-        trace_error=samples.std(0) / len(samples) ** 0.5
-        if len(samples) > 1
-        else torch.full_like(samples[0], torch.nan),
-        ritz=torch.cat([values, *nodes], -1),
-        weights=torch.cat([converged.double() / hessian.size, *(weights * rest.share[:, None] / probes)], -1),
-        products=calls,
+        top=top._replace(converged=top.converged & (highest <= top.values + slack)),
+        bottom=bottom._replace(converged=bottom.converged & (lowest >= bottom.values - slack)),
+        trace=settled + samples.mean(0),
+        trace_error=samples.std(0) / len(samples) ** 0.5,
+        ritz=torch.cat([pairs.values, *nodes], -1),
+        weights=torch.cat([pairs.converged.double() / counted.size, *(weights * rest.share[:, None] / probes)], -1),
+        products=counted.calls,
     )
+
+
+class _Counted:
+    """A Hessian that knows what its products were for."""
+
+    def __init__(self, hessian: Hessian, bar: tqdm | None) -> None:
+        self.hessian, self.bar = hessian, bar
+        self.rows, self.size, self.like = hessian.rows, hessian.size, hessian.like
+        self.calls = {"eigenvalues": 0, "density": 0, "trace": 0}
+
+    def products(self, purpose: str, vectors: Stack) -> Stack:
+        self.calls[purpose] += len(vectors)
+        if self.bar is not None:
+            self.bar.update(len(vectors))
+        return self.hessian.products(vectors)
 
 
 class _Rest:
     """What the long run has not settled: the space orthogonal to its converged eigenvectors."""
 
-    def __init__(self, hessian: Hessian, main: Krylov, without: Deflation, converged: Tensor) -> None:
-        self.hessian, self.main, self.without = hessian, main, without
-        self.size = (hessian.size - converged.sum(-1)).double()  # its dimensions, in each row
+    def __init__(self, hessian: _Counted, main: Krylov, pairs: Ends) -> None:
+        self.hessian, self.main = hessian, main
+        sure = (pairs.vectors * pairs.converged[:, None]).nan_to_num(0.0)
+        self.without = Deflation(main.basis[0], (sure @ sure.mT).to(main.basis.dtype))
+        self.size = (hessian.size - pairs.converged.sum(-1)).double()  # its dimensions, in each row
         self.share = self.size / hessian.size
 
     def starts(self, vectors: int, source: Source) -> Stack:
@@ -127,12 +135,21 @@ class _Rest:
         return self.size * (curvature - inside - 2 * across)
 
 
-def _ends(main: Krylov, values: Tensor, residuals: Tensor, converged: Tensor, vectors: Tensor, hidden: Tensor) -> Ends:
-    found = vectors.mT.to(main.basis.dtype) @ main.basis[0]
-    return Ends(values, residuals, converged & ~hidden, found)
+def _pairs(main: Krylov) -> Ends:
+    """All Ritz pairs of the long run, ascending; in place of vectors their coordinates in the basis, as columns."""
+    values, coordinates, residuals = (t[0] for t in main.ritz())
+    scale = values.abs().amax(-1, keepdim=True)
+    # the recurrence knows nothing of what is lost to the rounding of the products themselves
+    residuals = residuals + torch.finfo(main.basis.dtype).eps * scale
+    return Ends(values, residuals, residuals <= TOLERANCE * scale, coordinates)
 
 
-def _drawn(hessian: Hessian, vectors: int, source: Source) -> Stack:
+def _ends(main: Krylov, pairs: Ends, k: int) -> Ends:
+    values, residuals, converged, coordinates = (t[..., :k] for t in pairs)
+    return Ends(values, residuals, converged, coordinates.mT.to(main.basis.dtype) @ main.basis[0])
+
+
+def _drawn(hessian: _Counted, vectors: int, source: Source) -> Stack:
     like = hessian.like.new_empty(hessian.rows, hessian.size)
     return torch.stack([gaussian(like, source) for _ in range(vectors)])
 

@@ -38,7 +38,7 @@ class Krylov:
         residuals = self.remainder.norm(dim=-1).double()[..., None] * vectors[..., -1, :].abs()
         return tuple(
             t.masked_fill(b, torch.nan) for t, b in ((values, bad), (vectors, bad[..., None]), (residuals, bad))
-        )  # type: ignore[return-value]
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -109,12 +109,12 @@ def _held(model: nn.Module, chunk: Chunk, loss: Loss) -> _Samples:
     return _Samples(chunk.x, chunk.y, UNSIGNED)
 
 
-def _of_inputs(model: nn.Module, chunk: Chunk, loss: Loss, steps: int | None, knobs: dict[str, int]) -> Spectrum:
+def _of_inputs(model: nn.Module, chunk: Chunk, loss: Loss, steps: int | None, knobs: dict[str, Any]) -> Spectrum:
     steps = _steps("inputs", knobs["k"], steps, chunk.x[0].numel(), "the pixels of an image")
     if chunk.where.start == 0:
         _refuse_random_loss(model, chunk, loss)
     hessian = InputHessian(model, chunk.x, chunk.y, loss)
-    found = estimate(hessian, chunk.draws(), **knobs, steps=steps, precision=None)
+    found = estimate(hessian, chunk.draws(), steps=steps, precision=None, **knobs)
     return _record("inputs", hessian, found, ("x",), UNSIGNED)
 
 

@@ -9,6 +9,7 @@ less than half of a product that builds the graph again.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ class WeightHessian:
                 yield self.kept[i]
                 continue
             if self.room is None and len(self.x) > self.batch:
-                self.room = GRAPHS // max(1, _bytes(lambda x=x, y=y: self._graph(x, y)))
+                self.room = GRAPHS // max(1, _bytes(partial(self._graph, x, y)))
             graph = self._graph(x, y)
             if self.room is None or i < self.room:
                 self.kept[i] = graph
@@ -126,6 +127,7 @@ class _Graph:
             total = run().sum()
             if total.requires_grad:
                 grads = torch.autograd.grad(total, leaves, create_graph=True, allow_unused=True)
+            _refuse_dead_ends(grads)
         self.grads = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True)]
 
     def gradient(self) -> Tensor:
@@ -180,6 +182,19 @@ def _bytes(build: Callable[[], _Graph]) -> int:
     with saved_tensors_hooks(weigh, lambda t: t):
         build()
     return sum(storages.values())
+
+
+def _refuse_dead_ends(grads: Sequence[Tensor | None]) -> None:
+    """A function marked once_differentiable cuts the graph: its share of the Hessian would silently be zero."""
+    seen: set[object] = set()
+    left = [g.grad_fn for g in grads if g is not None]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            if node.name().endswith("::Error"):
+                raise RuntimeError("a function is marked once_differentiable")
+            seen.add(node)
+            left += [parent for parent, _ in node.next_functions]
 
 
 @contextmanager
