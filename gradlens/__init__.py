@@ -4,6 +4,7 @@ from . import losses
 from .attacks import PGDTrace, pgd
 from .ball import Ball
 from .compare import compare
+from .curvature import Spectrum, spectrum
 from .door import predict
 from .entropy import Entropy, entropy
 from .gradients import Gradients, gradients
@@ -21,6 +22,7 @@ __all__ = [
     "Made",
     "Normalized",
     "PGDTrace",
+    "Spectrum",
     "Stability",
     "Surface",
     "compare",
@@ -35,5 +37,6 @@ __all__ = [
     "pgd",
     "predict",
     "save",
+    "spectrum",
     "stability",
 ]

@@ -76,7 +76,7 @@ def measured(
                         fold = Folding() if stochastic else folding(model, part[:PROBE])
                     parts.append(run(Chunk(part, given, where, draws, fold)))
                 except (RuntimeError, MemoryError) as error:
-                    size = _smaller(size, len(part), error)
+                    size = smaller(size, len(part), error)
                     continue
                 for mark, label in zip(hashes, given.tolist(), strict=True):
                     fingerprint.update(mark + label.to_bytes(8, "little", signed=True))
@@ -105,7 +105,9 @@ def join(parts: list[Result]) -> Result:
 
 def _joined(values: list[Any], hint: Any) -> Any:
     if isinstance(values[0], tuple) and values[0] and isinstance(values[0][0], Tensor):
-        inner = typing.get_args(hint)[0]
+        # of a union of tuples, the one that holds tensors
+        inners = [typing.get_args(kind)[0] for kind in (hint, *typing.get_args(hint)) if _is_tuple(kind)]
+        inner = next(kind for kind in inners if hasattr(kind, "dim_str"))
         return tuple(_joined(list(items), inner) for items in zip(*values, strict=True))
     if isinstance(values[0], Tensor):
         # an optional tensor is a union; the member with dimensions is the tensor
@@ -113,10 +115,16 @@ def _joined(values: list[Any], hint: Any) -> Any:
         names = kind.dim_str.split() if kind is not None else []
         if "*summed" in names:
             return torch.stack(values).sum(0)
+        if names[:1] == ["*batch"]:
+            return torch.cat(values, 0)
         return torch.cat(values, names.index("batch")) if "batch" in names else values[0]
     if dataclasses.is_dataclass(values[0]) and not isinstance(values[0], Ball | Made):
         return join(values)
     return values[0]
+
+
+def _is_tuple(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple
 
 
 def _signed(result: Any, record: Made) -> Any:
@@ -165,7 +173,7 @@ def _length(x: ImagesLike) -> int | None:
         return None
 
 
-def _smaller(size: int, samples: int, error: Exception) -> int:
+def smaller(size: int, samples: int, error: Exception) -> int:
     """Half the chunk, if the error is a lack of memory and there is something to halve."""
     if not lacks_memory(error) or samples == 1:
         raise error

@@ -6,6 +6,9 @@ They are witnesses: a number of ours that they also give is a number that two pr
 import copy
 import dataclasses
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import loss_landscapes
 import numpy as np
@@ -13,9 +16,11 @@ import torch
 from loss_landscapes.metrics.metric import Metric
 from loss_landscapes.model_interface.model_wrapper import ModelWrapper
 from pyhessian import hessian
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .ball import Ball
+from .curvature import Spectrum
 from .door import admit, check_images, check_labels
 from .landscape import Surface
 from .losses import cross_entropy
@@ -64,23 +69,93 @@ def input_line(model: nn.Module, x: ImagesLike, surface: Surface, *, loss: Loss 
     return dataclasses.replace(surface, loss=torch.as_tensor(values).to(surface.loss)[:, None])
 
 
-def sharpness(model: nn.Module, x: ImagesLike, y: LabelsLike, *, seed: int = 0, ball: Ball = Ball()) -> float:
-    """Largest eigenvalue of the Hessian of the mean cross-entropy in the weights, by pyhessian's power iteration.
+def spectrum(
+    model: nn.Module,
+    x: ImagesLike,
+    y: LabelsLike,
+    ours: Spectrum,
+    *,
+    loss: Loss = cross_entropy,
+    tolerance: float = 1e-3,
+    iterations: int = 200,
+    probes: int = 100,
+    batch: int = 256,
+    seed: int = 0,
+    ball: Ball = Ball(),
+) -> Spectrum:
+    """The weights' spectrum `ours`, with eigenvalues and trace measured anew by pyhessian.
 
-    In nats per squared weight; relative tolerance 1e-3. Runs on a copy of the model, since pyhessian leaves it in
-    evaluation mode and with gradients that the next call would add to; `seed` decides its start, torch's own random
-    state is put back. Raises ValueError for bad images or labels, as `gradlens.pgd` does.
+    Power iteration finds the eigenvalues of largest size, one after the other, each to the relative `tolerance` or in
+    `iterations`; where a negative one is among them, nan takes the place of the last of the k largest. The trace is
+    Hutchinson's, over all `probes` vectors: pyhessian's own rule would stop at once where it is negative. pyhessian
+    gives no residuals: they are nan, `converged` says which values are there. Its density cannot run (it needs
+    torch.eig, which is gone): density, smallest eigenvalues and all else stay ours.
+
+    Runs on a float32 or float64 copy, since pyhessian leaves a model in evaluation mode and with gradients that the
+    next call would add to. Unused parameters and attention, which crash it, are seen to. `seed` decides the random
+    vectors, torch's own state is put back. Raises ValueError for a spectrum of inputs and for bad images or labels.
     """
+    if ours.of != "weights":
+        raise ValueError(f"ours is a spectrum of the {ours.of}, expected one of the weights: pyhessian knows no other")
+    k = len(ours.eigenvalues)
+    with _estimator(model, x, y, loss, ours.names, batch, seed, ball) as (estimator, twin):
+        found, directions = estimator.eigenvalues(maxIter=iterations, tol=tolerance, top_n=k)
+        samples = torch.tensor(estimator.trace(maxIter=probes, tol=-torch.inf), dtype=torch.float64)
+        names = [name for name, parameter in twin.named_parameters() if parameter.requires_grad]
+        pairs = sorted(zip(found, directions, strict=True), key=lambda pair: -pair[0])
+        values = torch.tensor([value if value > 0 else torch.nan for value, _ in pairs], dtype=torch.float64)
+        vectors = tuple({n: t.detach() for n, t in zip(names, tensors, strict=True)} for _, tensors in pairs)
+    return dataclasses.replace(
+        ours, eigenvalues=values, residuals=torch.full_like(values, torch.nan), converged=values.isfinite(),
+        vectors=vectors, trace=samples.mean(), trace_error=samples.std() / len(samples) ** 0.5,
+        products={"trace": len(samples)},
+    )  # fmt: skip
+
+
+def sharpness(model: nn.Module, x: ImagesLike, y: LabelsLike, *, seed: int = 0, ball: Ball = Ball()) -> float:
+    """Largest eigenvalue of the Hessian of the mean cross-entropy in all weights, by pyhessian's power iteration.
+
+    In nats per squared weight; relative tolerance 1e-3. Runs on a copy of the model as `spectrum` does. Raises
+    ValueError for bad images or labels, as `gradlens.pgd` does.
+    """
+    with _estimator(model, x, y, cross_entropy, None, None, seed, ball) as (estimator, _):
+        values, _ = estimator.eigenvalues(maxIter=200, tol=1e-3, top_n=1)
+    return float(values[0])
+
+
+@contextmanager
+def _estimator(
+    model: nn.Module,
+    x: ImagesLike,
+    y: LabelsLike,
+    loss: Loss,
+    names: tuple[str, ...] | None,
+    batch: int | None,
+    seed: int,
+    ball: Ball,
+) -> Iterator[tuple[Any, nn.Module]]:
+    """pyhessian on a copy of the model, over batches where the samples are more than one."""
     with frozen(model):
         images = check_images(model, x, ball)
         labels = admit(model, images, check_labels(y, len(images), images.device))
-    twin = copy.deepcopy(model).eval().requires_grad_(True)
+    twin = copy.deepcopy(model).eval().requires_grad_(names is None)
+    twin = twin.float() if images.dtype == torch.float32 else twin
+    weights = {name: p for name, p in twin.named_parameters() if names is None or name in names}
+    for parameter in weights.values():
+        parameter.requires_grad_(True)
     twin.zero_grad(set_to_none=True)
-    with torch.random.fork_rng([images.device.index] if images.is_cuda else []), warnings.catch_warnings():
+
+    def criterion(answer: Tensor, y: Tensor) -> Tensor:
+        # a parameter that is not used has no gradient, on which pyhessian fails: a term of 0 gives it one of zeros
+        return loss(answer, y).mean() + sum(0 * parameter.square().sum() for parameter in weights.values())
+
+    size = batch or len(images)
+    chunks = list(zip(images.split(size), labels.split(size), strict=True))
+    data: dict[str, Any] = {"data": chunks[0]} if len(chunks) == 1 else {"dataloader": chunks}
+    fork = torch.random.fork_rng([images.device.index] if images.is_cuda else [])
+    with fork, warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
         # pyhessian keeps a graph through .grad on purpose; the twin and its graph are dropped together below
         warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True")
         torch.manual_seed(seed)
-        estimator = hessian(twin, nn.CrossEntropyLoss(), data=(images, labels), cuda=images.is_cuda)
-        values, _ = estimator.eigenvalues(maxIter=200, tol=1e-3, top_n=1)
+        yield hessian(twin, criterion, **data, cuda=images.is_cuda), twin
         twin.zero_grad(set_to_none=True)
-    return float(values[0])

@@ -14,13 +14,16 @@ from torch import Tensor
 
 from .attacks import PGDTrace
 from .ball import Ball
+from .curvature import Spectrum
 from .entropy import Entropy
 from .gradients import Gradients
 from .landscape import InputPath, Surface
 from .provenance import Made, digest
 from .stability import Stability
 
-RESULTS = {kind.__name__: kind for kind in (Ball, Entropy, Gradients, InputPath, Made, PGDTrace, Stability, Surface)}
+RESULTS = {
+    kind.__name__: kind for kind in (Ball, Entropy, Gradients, InputPath, Made, PGDTrace, Spectrum, Stability, Surface)
+}
 FORMAT = "gradlens 1"
 
 

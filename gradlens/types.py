@@ -34,6 +34,15 @@ Grid = Float[Tensor, "rows columns batch"]
 GridMean = Float[Tensor, "rows columns"]
 GridLabels = Int[Tensor, "rows columns batch"]
 GridMask = Bool[Tensor, "rows columns batch"]
+Stack = Float[Tensor, "vectors rows size"]  # vectors for each of several operators on `size` numbers
+Rows = Float[Tensor, "rows size"]
+PerRow = Float[Tensor, "rows"]
+PerSpectrum = Float[Tensor, "*batch"]  # one for the weights, one a sample for the inputs
+PerRank = Float[Tensor, "*batch k"]
+RankMask = Bool[Tensor, "*batch k"]
+PerNode = Float[Tensor, "*batch nodes"]
+PerRise = Float[Tensor, "*batch radii"]
+Weights = dict[str, Tensor]  # parameter name -> one tensor of its shape
 
 Norm = Literal["linf", "l2"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> one value a sample, higher = closer to an error

@@ -26,6 +26,7 @@ from gradlens import (
     input_plane,
     pgd,
     plots,
+    spectrum,
     stability,
 )
 from tests.analytic import Detached
@@ -289,3 +290,33 @@ def test_a_name_that_is_no_plain_file_name_is_refused(name, ax, tmp_path: Path):
     with pytest.raises(ValueError, match=r"name is .*expected letters, digits"):
         plots.publish(ax.figure, name, None, "", out=tmp_path / "inside")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("of", ["weights", "inputs"])
+def test_a_spectrum_is_its_density_on_a_log_scale_with_the_ends_marked(of, cnn, images, ax):
+    result = spectrum(cnn, images, [0, 1, 2, 3, 0, 1], of=of, k=3, steps=30)
+    sure = result.converged.clone()
+    sure[..., 2] = False
+    result = dataclasses.replace(result, converged=sure)
+    assert plots.spectrum(result, ax, name="SL", width=0.05) is ax
+    x, y = drawn(ax)
+    density = result.density(torch.from_numpy(x), 0.05)
+    np.testing.assert_allclose(y, density if of == "weights" else density.mean(0), rtol=1e-6)
+    assert ax.get_yscale() == "log" and ax.get_legend_handles_labels()[1] == ["SL"]
+    for marks, values in zip(ax.collections, (result.eigenvalues, result.bottom), strict=True):
+        middle = values if of == "weights" else values.nanmedian(0).values
+        np.testing.assert_allclose(np.asarray(marks.get_offsets())[:, 0], middle)
+        assert (np.asarray(marks.get_offsets())[:, 1] > ax.get_ylim()[0]).all()
+    faces = ax.collections[0].get_facecolors()
+    assert faces[0, 3] > 0 and (len(faces) < 3 or faces[2, 3] == 0)
+    assert ("weight" if of == "weights" else "pixel") in ax.get_xlabel()
+
+
+def test_a_spectrum_that_is_undefined_or_all_zero_is_drawn_empty_without_complaint(cnn, images, ax):
+    flat = spectrum(Detached(cnn), images, None, of="inputs", k=2, steps=5)
+    plots.spectrum(flat, ax)
+    void = {
+        name: torch.full_like(getattr(flat, name), torch.nan) for name in ("eigenvalues", "bottom", "ritz", "weights")
+    }
+    plots.spectrum(dataclasses.replace(flat, **void), ax)
+    ax.figure.canvas.draw()

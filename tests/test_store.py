@@ -11,7 +11,20 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gradlens import Ball, entropy, input_line, input_path, input_plane, load, losses, pgd, save, stability, store
+from gradlens import (
+    Ball,
+    entropy,
+    input_line,
+    input_path,
+    input_plane,
+    load,
+    losses,
+    pgd,
+    save,
+    spectrum,
+    stability,
+    store,
+)
 from tests.analytic import Detached, smooth_cnn
 
 RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
@@ -31,6 +44,8 @@ RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
         directions={"pgd": pgd(model, x, None, Ball(0.1)), "up": torch.ones_like(x)},
     ),
     "path": lambda model, x: input_path(model, x, None, Ball(0.1), steps=2, points=2),
+    "spectrum": lambda model, x: spectrum(model, x, k=2, steps=8),
+    "spectrum of inputs": lambda model, x: spectrum(model, x, of="inputs", k=2, steps=8),
     "ball": lambda *_: Ball(0.3, "l2", low=-1.0),
     "made": lambda model, x: entropy(model, x).made,
 }

@@ -10,6 +10,7 @@ from .record import publish
 from .relief import interactive, surface3d
 from .samples import distributions, entropy, reliability
 from .scale import limits
+from .spectra import spectrum
 
 __all__ = [
     "COLOURS",
@@ -29,6 +30,7 @@ __all__ = [
     "path",
     "publish",
     "reliability",
+    "spectrum",
     "style",
     "surface",
     "surface3d",
