@@ -7,7 +7,17 @@ from .compare import compare
 from .door import predict
 from .entropy import Entropy, entropy
 from .gradients import Gradients, gradients
-from .landscape import Surface, input_line, input_plane
+from .landscape import (
+    Surface,
+    Trajectory,
+    WeightSurface,
+    input_line,
+    input_plane,
+    interpolate,
+    trajectory,
+    weight_line,
+    weight_plane,
+)
 from .model import Normalized, frozen
 from .provenance import Made
 from .stability import Stability, stability
@@ -22,16 +32,22 @@ __all__ = [
     "PGDTrace",
     "Stability",
     "Surface",
+    "Trajectory",
+    "WeightSurface",
     "compare",
     "entropy",
     "frozen",
     "gradients",
     "input_line",
     "input_plane",
+    "interpolate",
     "load",
     "losses",
     "pgd",
     "predict",
     "save",
     "stability",
+    "trajectory",
+    "weight_line",
+    "weight_plane",
 ]

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,18 @@ from torch import Tensor
 
 from .attacks import PGDTrace
 from .ball import Ball
+from .disk import write
 from .entropy import Entropy
 from .gradients import Gradients
-from .landscape import Surface
+from .landscape import Surface, Trajectory, WeightSurface
 from .provenance import Made, digest
 from .stability import Stability
 
-RESULTS = {kind.__name__: kind for kind in (Ball, Entropy, Gradients, Made, PGDTrace, Stability, Surface)}
+KINDS = (Ball, Entropy, Gradients, Made, PGDTrace, Stability, Surface, Trajectory, WeightSurface)
+RESULTS = {kind.__name__: kind for kind in KINDS}
 FORMAT = "gradlens 1"
+
+__all__ = ["RESULTS", "load", "save", "write"]
 
 
 def save(result: Any, path: str | os.PathLike[str]) -> Path:
@@ -56,23 +59,6 @@ def load(path: str | os.PathLike[str]) -> Any:
     if metadata.get("sha256") != _seal(record, tensors):
         raise ValueError(f"path {os.fspath(path)!r} is damaged: its content does not match the hash written with it")
     return _unpack(json.loads(record), tensors)
-
-
-def write(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all: into a temporary one beside it, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def _seal(record: str, tensors: dict[str, Tensor]) -> str:

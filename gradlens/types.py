@@ -33,6 +33,13 @@ Axis = Float[Tensor, "_"]  # a plane's two axes may differ in length
 Grid = Float[Tensor, "rows columns batch"]
 GridLabels = Int[Tensor, "rows columns batch"]
 GridMask = Bool[Tensor, "rows columns batch"]
+MetricGrid = Float[Tensor, "metrics rows columns"]
+PerMetric = Float[Tensor, "metrics"]
+CellMask = Bool[Tensor, "rows columns"]
+Places = Float[Tensor, "models 2"]  # coordinates on a plane through weight space
+MetricPlaces = Float[Tensor, "metrics models"]
+PerModel = Float[Tensor, "models"]
 
+Direction = dict[str, Tensor]  # what one unit adds to each named parameter; one that is not named stays
 Norm = Literal["linf", "l2"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> one value a sample, higher = closer to an error
