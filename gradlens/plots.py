@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from .attacks import PGDTrace
 from .compare import wilson
 from .entropy import Entropy
-from .landscape import Surface
+from .landscape import Surface, WeightSurface
 from .provenance import Made, versions
 from .stability import Stability
 from .store import write
@@ -41,6 +41,10 @@ LABELS = {
     "cosine_first": "cosine to the\nfirst gradient",
     "cosine_final": "cosine to the\nfinal perturbation",
     "sign_agreement": "sign agreement with\nthe previous gradient",
+    "error": "error (share)",
+    "reward": "expected reward",
+    "attacked loss": "attacked cross-entropy (nats)",
+    "attacked error": "attacked error (share)",
     "moved": "step after projection\n(L2, pixels)",
 }
 
@@ -181,6 +185,85 @@ def class_legend(fig: Figure, predicted: Sequence[Tensor], *, classes: int = 10)
     seen = sorted({int(c) for grid in predicted for c in grid.unique()})
     patches = [Patch(color=_class_colours(classes)[c], alpha=0.85, label=str(c)) for c in seen]
     fig.legend(handles=patches, title="predicted class", loc="outside lower center", ncols=min(10, len(seen)))
+
+
+def weight_line(result: WeightSurface, ax: Axes, *, metric: str = "loss", name: str = "") -> Axes:
+    """A line through weight space; gaps where the model diverged, dots at the models that the line passes."""
+    at, values = result.alpha.cpu().numpy(), _finite(result.of(metric)[:, 0])
+    ax.plot(at, values, color=colour(name), label=name or None)
+    if not result.measured.all():
+        shown = result.measured[:, 0].cpu().numpy()
+        ax.plot(at[shown], values[shown], ls="none", marker=".", ms=3, color=colour(name))
+    own = result.path_values[result.metrics.index(metric)].cpu().numpy()
+    ax.plot(result.path[:, 0].cpu().numpy(), own, ls="none", marker="o", ms=5, color=colour(name))
+    ax.set(xlabel=_axis(result, 0), ylabel=LABELS.get(metric, metric))
+    return ax
+
+
+def weight_surface(
+    result: WeightSurface, ax: Axes, *, metric: str = "loss", levels: Any = 12, path: bool = True, **options: Any
+) -> Axes:
+    """Labelled contours of a plane through weight space; the first direction runs to the right, the second upwards.
+
+    Hatched where a model diverged. Dots mark the measured cells of an adaptive grid; `path` draws the models that the
+    plane was laid through, in their order. Pass one `levels` array to surfaces that are to be compared.
+    """
+    across, up, grid = (t.cpu().numpy() for t in (result.alpha, result.beta, result.of(metric).T))
+    grid = _finite(grid)
+    if np.isnan(grid).any():
+        low, high = (across[0], up[0]), (across[-1] - across[0], up[-1] - up[0])
+        ax.add_patch(Rectangle(low, *high, hatch="////", fc="none", ec="0.35", lw=0, zorder=0, label="diverged"))
+    filled = ax.contourf(across, up, grid, levels, cmap=options.pop("cmap", "viridis"), **options)
+    lines = ax.contour(across, up, grid, filled.levels, colors="white", linewidths=0.5)
+    ax.clabel(lines, fontsize="xx-small", fmt="%.3g")
+    if not result.measured.all():
+        r, c = (index.cpu().numpy() for index in result.measured.nonzero().T)
+        ax.plot(across[r], up[c], ls="none", marker=".", ms=2, color="black", alpha=0.6, label="measured")
+    ax.plot(0, 0, marker="+", color="black", ms=8)
+    if path and len(result.path):
+        ax.plot(*result.path.T.cpu().numpy(), color="black", marker="o", ms=3, lw=1, label="path")
+    ax.set(xlabel=_axis(result, 0), ylabel=_axis(result, 1))
+    return ax
+
+
+def relief(result: WeightSurface, ax: Any, *, metric: str = "loss", **options: Any) -> Any:
+    """A plane through weight space in three dimensions, on axes made with projection="3d"; holes where it diverged."""
+    alpha, beta = np.meshgrid(result.alpha.cpu().numpy(), result.beta.cpu().numpy(), indexing="ij")
+    grid = _finite(result.of(metric))
+    limits = {"vmin": np.nanmin(grid), "vmax": np.nanmax(grid)} if np.isfinite(grid).any() else {}
+    ax.plot_surface(alpha, beta, grid, rstride=1, cstride=1, **{"cmap": "viridis", "lw": 0} | limits | options)
+    ax.set(xlabel=_axis(result, 0), ylabel=_axis(result, 1), zlabel=LABELS.get(metric, metric))
+    return ax
+
+
+def interactive(result: WeightSurface, *, metric: str = "loss") -> Any:
+    """A plotly figure of a plane through weight space, to be turned by hand; needs the package plotly.
+
+    Raises ImportError, saying so, where it is not installed.
+    """
+    try:
+        from plotly import graph_objects
+    except ImportError as error:
+        raise ImportError("plots.interactive needs plotly: pip install plotly") from error
+    label = LABELS.get(metric, metric)
+    surface = graph_objects.Surface(
+        x=result.alpha.cpu().numpy(), y=result.beta.cpu().numpy(), z=_finite(result.of(metric).T),
+        colorscale="Viridis", colorbar={"title": label}, connectgaps=False,
+    )  # fmt: skip
+    axes = {
+        f"{axis}axis_title": text for axis, text in zip("xyz", (_axis(result, 0), _axis(result, 1), label), strict=True)
+    }
+    return graph_objects.Figure(surface, layout={"scene": axes, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}})
+
+
+def _axis(result: WeightSurface, axis: int) -> str:
+    return f"{result.axes[axis]}\n(1 = {result.meaning[axis]})"
+
+
+def _finite(values: Any) -> np.ndarray:
+    """As numbers that can be drawn: what is not finite is a gap."""
+    numbers = np.asarray(values, dtype=np.float64)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
 def _class_colours(classes: int) -> list[Any]:

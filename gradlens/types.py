@@ -38,6 +38,7 @@ PerMetric = Float[Tensor, "metrics"]
 CellMask = Bool[Tensor, "rows columns"]
 Places = Float[Tensor, "models 2"]  # coordinates on a plane through weight space
 MetricPlaces = Float[Tensor, "metrics models"]
+PerAxis = Float[Tensor, "axes"]
 PerModel = Float[Tensor, "models"]
 
 Direction = dict[str, Tensor]  # what one unit adds to each named parameter; one that is not named stays

@@ -1,6 +1,7 @@
 """A grid that is measured only where interpolation cannot be trusted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -9,58 +10,78 @@ Block = tuple[int, int, int, int]  # first and last row, first and last column; 
 Ask = Callable[[Sequence[Cell]], np.ndarray]  # cells -> (cells, metrics)
 
 START = 7  # rows and columns of the coarse grid
-DENSE = 2  # blocks of no more cells along a side are measured whole: their checks would be most of their cells
+DENSE = 2  # blocks of no more cells along a side are not checked inside: the checks would be most of their cells
+MOST = 0.7  # share of measured cells from which on the rest is measured too: such a surface is not smooth
+MARGIN = 2  # how much smaller than the tolerance a miss must be, since trials do not see the worst cell
 MANY = 1000  # measured cells from which on interpolation looks at neighbours only; a full solve is cubic in them
 
 
 def fill(ask: Ask, shape: tuple[int, int], tolerance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values (metrics, R, C), the mask (R, C) of measured cells, and a bound (metrics,) for the others.
 
-    A coarse grid is measured first. In each of its blocks two cells, the centre and one off it, are predicted from
-    all that is measured (cubic radial basis functions, which are exact for quadratic surfaces) and then measured. A
-    block whose predictions miss by more than half of `tolerance` times the metric's range, or that touches a cell
-    without a finite value, is split in four, and so on down to single cells. What is left is interpolated. The bound
-    is twice the largest miss in the blocks that were kept: cells there have measured ones closer by than the checks
-    had, but a bump that lies between all measured cells would not be seen.
+    A coarse grid is measured first. The centre of each of its blocks is predicted from all that is measured (cubic
+    radial basis functions with quadratic terms) and then measured. A block whose prediction misses by more than half
+    of `tolerance` times the metric's range, or that touches a cell without a finite value, is split in four, and so
+    on down to single cells. Each block that passed is audited at one more cell, drawn at random, against what would be
+    handed over. The rest is interpolated. The bound is twice the largest miss in blocks that passed: a measured
+    estimate that leaves room for what the trials did not see, not a theorem. A bump that lies between all measured
+    cells is not seen.
     """
-    known: dict[Cell, np.ndarray] = {}
+    rows, columns = (_nodes(size) for size in shape)
+    lattice = [(row, column) for row in rows for column in columns]
+    known: dict[Cell, np.ndarray] = dict(zip(lattice, ask(lattice), strict=True))
+    misses: dict[Cell, np.ndarray] = {}
+    bound = np.zeros(len(known[0, 0]))
+    draw = np.random.default_rng(0)
 
-    def measure(cells: Sequence[Cell]) -> None:
+    def attempt(cells: Iterable[Cell]) -> None:
         new = sorted(set(cells) - known.keys())
         if new:
+            guesses = _interpolate(known, new, shape)
             known.update(zip(new, ask(new), strict=True))
+            misses.update({cell: np.abs(known[cell] - guess) for cell, guess in zip(new, guesses, strict=True)})
 
-    rows, columns = (_nodes(size) for size in shape)
-    measure([(row, column) for row in rows for column in columns])
+    def passes(block: Block, trials: Iterable[Cell]) -> bool:
+        nonlocal bound
+        found = [misses[cell] for cell in trials if cell in misses]
+        is_finite = all(np.isfinite(known[cell]).all() for cell in _corners(block))
+        if not (found and is_finite and (np.max(found, axis=0) <= _allowed(known, tolerance)).all()):
+            return False  # nan is never within
+        bound = np.maximum(bound, MARGIN * np.max(found, axis=0))
+        return True
+
     blocks = [(*r, *c) for r in _pairs(rows) for c in _pairs(columns)]
-    bound = np.zeros(len(known[0, 0]))
-    while blocks:
-        small = [block for block in blocks if max(_sides(block)) <= DENSE]
-        measure([cell for block in small for cell in _cells(block)])
-        blocks = [block for block in blocks if max(_sides(block)) > DENSE]
-        checks = sorted({cell for block in blocks for cell in _checks(block)} - known.keys())
-        missed = dict(zip(checks, _interpolate(known, checks, shape), strict=True))
-        measure(checks)
-        allowed = _allowed(known, tolerance)
-        split: list[Block] = []
-        for block in blocks:
-            gap = np.max([np.abs(known[c] - missed.get(c, known[c])) for c in _checks(block)], axis=0)
-            edge = np.array([known[c] for c in _corners(block)])
-            if np.isfinite(edge).all() and (gap <= allowed).all():  # nan is never within
-                bound = np.maximum(bound, 2 * gap)
-            else:
-                split += _quarters(block)
-        measure([cell for block in split for cell in _corners(block)])
-        blocks = split
+    attempt(cell for block in blocks if max(_sides(block)) <= DENSE for cell in _cells(block))
+    blocks = [block for block in blocks if max(_sides(block)) > DENSE]
+    unaudited: list[Block] = []
+    while blocks or unaudited:
+        is_audit = not blocks
+        trials = {b: _any_unknown(b, known, draw) for b in unaudited} if is_audit else {b: _centre(b) for b in blocks}
+        attempt(trials.values())
+        failed = [block for block, cell in trials.items() if not passes(block, [cell])]
+        unaudited = [] if is_audit else unaudited + [block for block in blocks if block not in failed]
+        children = {child: trials[block] for block in failed for child in _quarters(block)}
+        attempt(cell for child in children for cell in _corners(child))
+        small = {child: cell for child, cell in children.items() if max(_sides(child)) <= DENSE}
+        # a small block is tried at its own new corners; the cell that its parent failed at is no news
+        missed = [child for child, old in small.items() if not passes(child, set(_corners(child)) - {old})]
+        attempt(cell for child in missed for cell in _cells(child))
+        blocks = [child for child in children if child not in small]
+    if len(known) > MOST * shape[0] * shape[1]:
+        attempt((r, c) for r in range(shape[0]) for c in range(shape[1]))
+        bound = np.zeros_like(bound)
+    return (*_filled(known, shape), bound)
 
+
+def _filled(known: dict[Cell, np.ndarray], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     rest = [(r, c) for r in range(shape[0]) for c in range(shape[1]) if (r, c) not in known]
-    values = np.full((*shape, len(bound)), np.nan)
+    values = np.full((*shape, len(known[0, 0])), np.nan)
     measured = np.zeros(shape, dtype=bool)
     for cell, value in known.items():
         values[cell], measured[cell] = value, True
     for cell, value in zip(rest, _interpolate(known, rest, shape), strict=True):
         values[cell] = value
-    return np.moveaxis(values, -1, 0), measured, bound
+    return np.moveaxis(values, -1, 0), measured
 
 
 def _nodes(size: int) -> list[int]:
@@ -68,7 +89,7 @@ def _nodes(size: int) -> list[int]:
 
 
 def _pairs(nodes: list[int]) -> list[tuple[int, int]]:
-    return list(zip(nodes[:-1], nodes[1:], strict=True)) or [(nodes[0], nodes[0])]
+    return list(pairwise(nodes)) or [(nodes[0], nodes[0])]
 
 
 def _sides(block: Block) -> tuple[int, int]:
@@ -83,10 +104,14 @@ def _corners(block: Block) -> list[Cell]:
     return [(r, c) for r in block[:2] for c in block[2:]]
 
 
-def _checks(block: Block) -> list[Cell]:
-    """The centre, farthest from what is measured, and a cell off the lattice, which an even ripple cannot fool."""
-    first, last, left, right = block
-    return [((first + last) // 2, (left + right) // 2), (first + (last - first) // 3, right - (right - left) // 3)]
+def _centre(block: Block) -> Cell:
+    return (block[0] + block[1]) // 2, (block[2] + block[3]) // 2
+
+
+def _any_unknown(block: Block, known: dict[Cell, np.ndarray], draw: np.random.Generator) -> Cell:
+    """A random cell, which no even ripple can fool; a measured one where there is no other."""
+    cells = [cell for cell in _cells(block) if cell not in known] or [_centre(block)]
+    return cells[draw.integers(len(cells))]
 
 
 def _quarters(block: Block) -> list[Block]:
@@ -97,13 +122,13 @@ def _quarters(block: Block) -> list[Block]:
 
 
 def _allowed(known: dict[Cell, np.ndarray], tolerance: float) -> np.ndarray:
-    """Half the tolerance, which leaves room for what the checks did not see."""
+    """The largest miss of a block that is kept, for each metric."""
     values = np.array(list(known.values()))
     values = values[np.isfinite(values).all(1)]
     if not len(values):
         return np.zeros(values.shape[1])
     # a flat metric is flat up to the rounding of the linear solve
-    return np.maximum(tolerance / 2 * np.ptp(values, axis=0), 1e-9 * np.abs(values).max(0))
+    return np.maximum(tolerance / MARGIN * np.ptp(values, axis=0), 1e-9 * np.abs(values).max(0))
 
 
 def _interpolate(known: dict[Cell, np.ndarray], cells: Sequence[Cell], shape: tuple[int, int]) -> np.ndarray:

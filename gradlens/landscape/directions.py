@@ -103,7 +103,8 @@ def differences(models: Sequence[nn.Module]) -> tuple[Direction, ...]:
             shapes = [tuple(t[name].shape) if name in t else "nothing" for t in (here, there)]
             if shapes[0] != shapes[1]:
                 raise ValueError(
-                    f"models[{i}] has another architecture than models[0]: {name!r} has {shapes[1]}, expected {shapes[0]}"
+                    f"models[{i}] has another architecture than models[0]: {name!r} has {shapes[1]}, expected "
+                    f"{shapes[0]}"
                 )
         way = {name: there[name].detach().double().to(t.device) - t.detach().double() for name, t in here.items()}
         way = {name: d for name, d in way.items() if d.any()}
@@ -171,4 +172,3 @@ def _alike(direction: Tensor, weights: Tensor) -> Tensor:
 
 def _length(tensors: Any) -> float:
     return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))
-

@@ -26,7 +26,9 @@ class Ledger:
     of another call.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, key: Mapping[str, str], shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None, key: Mapping[str, str], shape: tuple[int, int, int]
+    ) -> None:
         self.path = None if path is None else Path(path)
         self.key = dict(key)
         self.values = torch.full(shape, torch.nan, dtype=torch.float64)

@@ -103,7 +103,9 @@ def gauge(metrics: Sequence[Metric], ball: Ball, steps: int, step_size: float) -
     for metric in metrics:
         if isinstance(metric, str):
             if metric not in ROWS:
-                raise ValueError(f"metrics holds {metric!r}, expected one of {', '.join(map(repr, ROWS))} or a callable")
+                raise ValueError(
+                    f"metrics holds {metric!r}, expected one of {', '.join(map(repr, ROWS))} or a callable"
+                )
             names += ROWS[metric]
             continue
         if not callable(metric):
@@ -112,8 +114,8 @@ def gauge(metrics: Sequence[Metric], ball: Ball, steps: int, step_size: float) -
         arity = _arity(metric)
         if arity not in (1, 3):
             raise ValueError(
-                f"metric {name!r} takes {arity} arguments, expected three, (model, x, y) -> one value a sample, or one, "
-                "(model_wrapper) -> a number, as loss-landscapes' Metric does"
+                f"metric {name!r} takes {arity} arguments, expected three, (model, x, y) -> one value a sample, or "
+                "one, (model_wrapper) -> a number, as loss-landscapes' Metric does"
             )
         (whole if arity == 1 else per_sample)[name] = metric
         names.append(name)

@@ -19,7 +19,7 @@ from .metrics import Batches, Gauge
 from .walk import batch_norms, moving, reestimating
 from .weight_surface import WeightSurface
 
-Path = str | os.PathLike[str]
+File = str | os.PathLike[str]
 
 
 class Plane(NamedTuple):
@@ -67,7 +67,7 @@ def survey(
     *,
     batchnorm: str,
     tolerance: float | None,
-    resume: Path | None,
+    resume: File | None,
     call: str,
     options: Mapping[str, object],
     plain: PerMetric,
@@ -121,7 +121,7 @@ def survey(
 
 
 def grid_axis(low: float, high: float, points: int) -> Tensor:
-    """`points` equal steps that hold 0 exactly and cover [low, high], up to half a step where 0 is not in the middle."""
+    """`points` even steps that hold 0 exactly and cover [low, high], up to half a step where 0 is off the middle."""
     if -low == high:
         half = points // 2
         return high * torch.arange(-half, half + 1, dtype=torch.float64) / half

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..provenance import Made, digest, made
-from ..types import Direction, PerModel, Places
+from ..types import Direction, PerAxis, PerModel, Places
 from .walk import movable
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ class Trajectory:
     directions: tuple[Direction, ...]  # principal components, each of Euclidean length 1 over all parameters
     places: Places  # coordinates of each checkpoint from the model, in Euclidean weight distance
     residual: PerModel  # distance of each checkpoint from the plane
-    explained: Float[Tensor, "2"]  # share of the checkpoints' variance along each component
+    explained: PerAxis  # share of the checkpoints' variance along each component
     made: Made
 
     def __str__(self) -> str:

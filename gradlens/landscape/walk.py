@@ -36,7 +36,9 @@ def trainable(model: nn.Module) -> list[str]:
 def movable(model: nn.Module) -> dict[str, Tensor]:
     """All that a point in weight space consists of: parameters and floating-point buffers by name, tied ones once."""
     return {
-        name: t for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_floating_point() and t.numel()
+        name: t
+        for name, t in (*model.named_parameters(), *model.named_buffers())
+        if t.is_floating_point() and t.numel()
     }
 
 

@@ -14,7 +14,7 @@ from ..model import frozen
 from ..types import ImagesLike, LabelsLike
 from .directions import MEANINGS, Normalization, differences, given_directions, random_directions
 from .metrics import Metric, gauge
-from .survey import Data, Path, Plane, alone, grid_axis, split, survey
+from .survey import Data, File, Plane, alone, grid_axis, split, survey
 from .trajectory import Trajectory
 from .walk import batch_norms, trainable
 from .weight_surface import WeightSurface
@@ -37,7 +37,7 @@ def weight_plane(
     batchnorm: BatchNorm = "frozen",
     steps: int = 10,
     adaptive: float | None = None,
-    resume: Path | None = None,
+    resume: File | None = None,
     batch: int = BATCH,
     generator: torch.Generator | None = None,
 ) -> WeightSurface:
@@ -77,7 +77,7 @@ def weight_line(
     batchnorm: BatchNorm = "frozen",
     steps: int = 10,
     adaptive: float | None = None,
-    resume: Path | None = None,
+    resume: File | None = None,
     batch: int = BATCH,
     generator: torch.Generator | None = None,
 ) -> WeightSurface:
@@ -99,7 +99,7 @@ def interpolate(
     batchnorm: Literal["interpolated", "reestimated"] = "interpolated",
     steps: int = 10,
     adaptive: float | None = None,
-    resume: Path | None = None,
+    resume: File | None = None,
     batch: int = BATCH,
 ) -> WeightSurface:
     """The straight line through two models, or the plane through three of one architecture.
@@ -157,7 +157,7 @@ def _around(
     batchnorm: BatchNorm,
     steps: int,
     adaptive: float | None,
-    resume: Path | None,
+    resume: File | None,
     batch: int,
     generator: torch.Generator | None,
     count: int,
@@ -169,7 +169,9 @@ def _around(
         raise ValueError(f"points is {points}, expected an odd number of at least 3, so that the centre is measured")
     names = trainable(model)
     measured = gauge(metrics, ball, steps, size)
-    drawn = random_directions(model, directions, count=count, generator=generator) if _is_name(directions) else None
+    drawn = None
+    if isinstance(directions, str):
+        drawn = random_directions(model, _name(directions), count=count, generator=generator)
     if callable(directions):  # here, where parameters still require gradients
         directions = directions(model, x, y)
     with frozen(model):
@@ -219,13 +221,13 @@ def _pair(names: Sequence[str], meaning: str) -> tuple[tuple[str, str], tuple[st
     return (names[0], names[1] if len(names) > 1 else "none"), (meaning, meaning if len(names) > 1 else "none")
 
 
-def _is_name(directions: Any) -> bool:
-    if isinstance(directions, str) and directions not in get_args(Normalization):
+def _name(directions: Normalization) -> Normalization:
+    if directions not in get_args(Normalization):
         raise ValueError(
             f"directions is {directions!r}, expected one of {', '.join(map(repr, get_args(Normalization)))}, a "
             "WeightSurface, a Trajectory, or tensors by parameter name"
         )
-    return isinstance(directions, str)
+    return directions
 
 
 def _check_samples(data: Data, model: nn.Module, batchnorm: str) -> None:

@@ -39,7 +39,7 @@ class WeightSurface:
     path_values: MetricPlaces  # what each of these gives by itself, measured apart; nan where not measured
     measured: CellMask  # the other cells are interpolated from these
     tolerance: float | None  # share of each metric's range that was asked of the interpolation; None: all measured
-    bound: PerMetric  # see `adaptive.fill`: twice the largest error at cells predicted before they were measured
+    bound: PerMetric  # twice the largest miss of cells predicted before they were measured (`adaptive.fill`)
     made: Made
 
     def of(self, metric: str) -> Tensor:
