@@ -11,8 +11,27 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gradlens import Ball, entropy, input_line, input_plane, load, losses, pgd, save, stability, store
+from gradlens import (
+    Ball,
+    entropy,
+    input_line,
+    input_plane,
+    load,
+    losses,
+    pgd,
+    save,
+    stability,
+    store,
+    trajectory,
+    weight_plane,
+)
 from tests.analytic import Detached, smooth_cnn
+
+
+def noisy(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    stream = torch.Generator().manual_seed(seed)
+    return {name: t + torch.randn(t.shape, generator=stream).to(t) for name, t in model.state_dict().items()}
+
 
 RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "trace": lambda model, x: pgd(model, x, None, Ball(0.1), steps=2, restarts=2),
@@ -22,6 +41,9 @@ RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "entropy with labels and attack": lambda model, x: entropy(model, x, [0] * 6, x.flip(0)),
     "plane": lambda model, x: input_plane(model, x, None, Ball(0.1), points=3, loss=losses.margin),
     "line": lambda model, x: input_line(model, x, None, Ball(0.1), points=3, box="project"),
+    "weight plane": lambda model, x: weight_plane(model, x, [0] * 6, points=3, metrics=("loss", "attacked"), steps=1),
+    "adaptive weight plane": lambda model, x: weight_plane(model, x, [0] * 6, points=9, adaptive=0.1),
+    "trajectory": lambda model, x: trajectory(model, [noisy(model, i) for i in range(3)]),
     "ball": lambda *_: Ball(0.3, "l2", low=-1.0),
     "made": lambda model, x: entropy(model, x).made,
 }

@@ -22,8 +22,8 @@ def fill(ask: Ask, shape: tuple[int, int], tolerance: float) -> tuple[np.ndarray
     A coarse grid is measured first. The centre of each of its blocks is predicted from all that is measured (cubic
     radial basis functions with quadratic terms) and then measured. A block whose prediction misses by more than half
     of `tolerance` times the metric's range, or that touches a cell without a finite value, is split in four, and so
-    on down to single cells. Each block that passed is audited at one more cell, drawn at random, against what would be
-    handed over. The rest is interpolated. The bound is twice the largest miss in blocks that passed: a measured
+    on down to single cells. Each block that passed is audited at one more cell against what would be handed over: where
+    another kind of interpolation disagrees most. The rest is interpolated. The bound is twice the largest miss in blocks that passed: a measured
     estimate that leaves room for what the trials did not see, not a theorem. A bump that lies between all measured
     cells is not seen.
     """
@@ -32,7 +32,6 @@ def fill(ask: Ask, shape: tuple[int, int], tolerance: float) -> tuple[np.ndarray
     known: dict[Cell, np.ndarray] = dict(zip(lattice, ask(lattice), strict=True))
     misses: dict[Cell, np.ndarray] = {}
     bound = np.zeros(len(known[0, 0]))
-    draw = np.random.default_rng(0)
 
     def attempt(cells: Iterable[Cell]) -> None:
         new = sorted(set(cells) - known.keys())
@@ -56,7 +55,7 @@ def fill(ask: Ask, shape: tuple[int, int], tolerance: float) -> tuple[np.ndarray
     unaudited: list[Block] = []
     while blocks or unaudited:
         is_audit = not blocks
-        trials = {b: _any_unknown(b, known, draw) for b in unaudited} if is_audit else {b: _centre(b) for b in blocks}
+        trials = _doubtful(unaudited, known, shape) if is_audit else {block: _centre(block) for block in blocks}
         attempt(trials.values())
         failed = [block for block, cell in trials.items() if not passes(block, [cell])]
         unaudited = [] if is_audit else unaudited + [block for block in blocks if block not in failed]
@@ -108,10 +107,13 @@ def _centre(block: Block) -> Cell:
     return (block[0] + block[1]) // 2, (block[2] + block[3]) // 2
 
 
-def _any_unknown(block: Block, known: dict[Cell, np.ndarray], draw: np.random.Generator) -> Cell:
-    """A random cell, which no even ripple can fool; a measured one where there is no other."""
-    cells = [cell for cell in _cells(block) if cell not in known] or [_centre(block)]
-    return cells[draw.integers(len(cells))]
+def _doubtful(blocks: Sequence[Block], known: dict[Cell, np.ndarray], shape: tuple[int, int]) -> dict[Block, Cell]:
+    """In each block the cell where two kinds of interpolation disagree most; a measured one where there is no other."""
+    options = {block: [cell for cell in _cells(block) if cell not in known] or [_centre(block)] for block in blocks}
+    cells = sorted({cell for choice in options.values() for cell in choice})
+    gaps = np.abs(_interpolate(known, cells, shape) - _interpolate(known, cells, shape, kernel="thin_plate_spline"))
+    doubt = dict(zip(cells, (gaps / _allowed(known, 1.0)).max(1), strict=True))
+    return {block: max(choice, key=doubt.__getitem__) for block, choice in options.items()}
 
 
 def _quarters(block: Block) -> list[Block]:
@@ -131,7 +133,9 @@ def _allowed(known: dict[Cell, np.ndarray], tolerance: float) -> np.ndarray:
     return np.maximum(tolerance / MARGIN * np.ptp(values, axis=0), 1e-9 * np.abs(values).max(0))
 
 
-def _interpolate(known: dict[Cell, np.ndarray], cells: Sequence[Cell], shape: tuple[int, int]) -> np.ndarray:
+def _interpolate(
+    known: dict[Cell, np.ndarray], cells: Sequence[Cell], shape: tuple[int, int], kernel: str = "cubic"
+) -> np.ndarray:
     """Predictions (cells, metrics); nan where too few finite cells are known."""
     from scipy.interpolate import RBFInterpolator
 
@@ -145,7 +149,7 @@ def _interpolate(known: dict[Cell, np.ndarray], cells: Sequence[Cell], shape: tu
         surface = RBFInterpolator(
             np.array(finite)[:, axes] / size,
             np.array([known[cell] for cell in finite]),
-            kernel="cubic",
+            kernel=kernel,
             degree=2,
             neighbors=None if len(finite) <= MANY else 64,
         )

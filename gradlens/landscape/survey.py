@@ -89,11 +89,12 @@ def survey(
     shape = (len(plane.alpha), len(plane.beta))
     ledger = Ledger(resume, key, (len(gauge.names), *shape))
 
+    total = math.prod(shape) if tolerance is None else None
     with ExitStack() as stack:
         stack.callback(ledger.flush)  # also when interrupted
         place = stack.enter_context(moving(model, plane.directions))
         reestimate = stack.enter_context(reestimating(model))
-        bar = stack.enter_context(tqdm(desc=call, unit="cell", delay=3, disable=None))
+        bar = stack.enter_context(tqdm(desc=call, unit="cell", delay=3, disable=None, total=total))
 
         def ask(cells: Sequence[tuple[int, int]]) -> np.ndarray:
             for cell in cells:

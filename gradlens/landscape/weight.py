@@ -221,7 +221,7 @@ def _pair(names: Sequence[str], meaning: str) -> tuple[tuple[str, str], tuple[st
     return (names[0], names[1] if len(names) > 1 else "none"), (meaning, meaning if len(names) > 1 else "none")
 
 
-def _name(directions: Normalization) -> Normalization:
+def _name(directions: Any) -> Normalization:
     if directions not in get_args(Normalization):
         raise ValueError(
             f"directions is {directions!r}, expected one of {', '.join(map(repr, get_args(Normalization)))}, a "
