@@ -16,7 +16,7 @@ SMOOTH: dict[str, Function] = {
     "steep": lambda a, b: np.exp(5 * a + 3 * b),
     "cross-entropy": lambda a, b: np.log(np.exp(8 * a) + np.exp(-6 * b) + np.exp(5 * b - 3 * a)),
     "ripple": lambda a, b: np.cos(6 * a) * np.cos(6 * b),
-    "cone": lambda a, b: np.hypot(a, b),
+    "cone": np.hypot,
 }
 ROUGH: dict[str, Function] = {
     "cliff": lambda a, b: np.tanh(30 * (a**2 + b**2 - 0.5)),

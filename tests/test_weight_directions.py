@@ -140,8 +140,8 @@ def run() -> list[nn.Module]:
             stream = torch.Generator().manual_seed(1)
             for p in model.parameters():
                 a, b = (torch.randn(p.shape, generator=stream, dtype=torch.float64) for _ in range(2))
-                p += (5 - i) * a / 10 + (5 - i) ** 2 * b / 40
-                p += 0.01 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                p.add_((5 - i) * a / 10 + (5 - i) ** 2 * b / 40 + 0.01 * noise)
         models.append(model)
     return models
 

@@ -142,7 +142,7 @@ def test_users_metrics_see_the_moved_model(cnn, images, labels, generator):
     for row in range(3):
         twin = moved(cnn, result, row, 0)
         norm = sum(float(p.detach().square().sum()) for p in twin.parameters())
-        expected = torch.tensor([norm, float(margin(twin, images, labels).mean())], dtype=torch.float64)
+        expected = torch.tensor([norm, margin(twin, images, labels).mean().item()], dtype=torch.float64)
         torch.testing.assert_close(result.values[:, row, 0], expected)
 
 
@@ -310,7 +310,7 @@ def test_an_interrupted_grid_goes_on_where_it_stopped_and_ends_as_if_it_had_not(
     def run(path: Path | None, seed: int = 0) -> WeightSurface:
         stream = torch.Generator().manual_seed(seed)
         return weight_plane(
-            cnn, images, labels, points=11, metrics=("loss", counted), adaptive=adaptive, resume=path, generator=stream
+            cnn, images, labels, points=21, metrics=("loss", counted), adaptive=adaptive, resume=path, generator=stream
         )
 
     whole = run(None)
@@ -318,7 +318,7 @@ def test_an_interrupted_grid_goes_on_where_it_stopped_and_ends_as_if_it_had_not(
     calls[0], limit[0] = 0, total // 2
     with pytest.raises(Stop):
         run(path)
-    assert path.is_file() and (total == 122) == (adaptive is None)
+    assert path.is_file() and (total == 442) == (adaptive is None)
     calls[0], limit[0] = 0, 10**9
     resumed = run(path)
     assert calls[0] == total - total // 2 + 1  # and the plain value again
@@ -384,7 +384,7 @@ def test_a_plane_through_a_trajectory_covers_it_and_meets_checkpoints_in_the_pla
     with torch.no_grad():
         for i, model in enumerate(models[:2]):
             for parameter in model.parameters():
-                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
     path = trajectory(models[2], models)
     result = weight_plane(models[2], images, labels, directions=path, points=9, metrics=("loss",))
     torch.testing.assert_close(result.path, path.places)
@@ -489,7 +489,7 @@ def test_models_that_cannot_be_joined_are_refused(cnn, images, labels):
         interpolate([cnn], images, labels)
     with pytest.raises(ValueError, match="points is 1, expected at least 2"):
         interpolate([cnn, other], images, labels, points=1)
-    with pytest.raises(ValueError, match="beyond is -1.0, expected 0 or more"):
+    with pytest.raises(ValueError, match=r"beyond is -1\.0, expected 0 or more"):
         interpolate([cnn, other], images, labels, beyond=-1.0)
     with pytest.raises(ValueError, match="y is None and x brings no labels"):
         interpolate([cnn, other], images)

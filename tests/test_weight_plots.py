@@ -41,7 +41,7 @@ def plane(cnn: nn.Module, images: Tensor, generator: torch.Generator) -> WeightS
 
 def test_the_first_direction_runs_to_the_right_and_contours_carry_labels(plane, ax):
     plots.weight_surface(plane, ax, levels=[-6, -3, 0, 3, 6])
-    filled, lines = (c for c in ax.collections if isinstance(c, QuadContourSet))
+    _, lines = (c for c in ax.collections if isinstance(c, QuadContourSet))
     assert ax.get_xlabel() == "filter-normalised random\n(1 = norm of each filter of the model)"
     assert ax.get_ylabel().startswith("second filter-normalised random")
     zero = np.concatenate([path.vertices for path, at in zip(lines.get_paths(), lines.levels, strict=True) if at == 0])

@@ -33,7 +33,7 @@ def test_an_interpolation_is_the_one_that_loss_landscapes_walks(images, y):
     ends = [smooth_cnn().float(), smooth_cnn().float()]
     with torch.no_grad():
         for parameter in ends[1].parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+            parameter.add_(0.2 * torch.randn_like(parameter))
     x = images.float()
     ours = interpolate(ends, x, y, points=11, metrics=("loss",))
     metric = loss_landscapes.metrics.Loss(nn.CrossEntropyLoss(), x, y)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
 Cell = tuple[int, int]
 Block = tuple[int, int, int, int]  # first and last row, first and last column; corners are measured
+Kernel = Literal["cubic", "thin_plate_spline"]
 Ask = Callable[[Sequence[Cell]], np.ndarray]  # cells -> (cells, metrics)
 
 START = 7  # rows and columns of the coarse grid
@@ -22,10 +24,10 @@ def fill(ask: Ask, shape: tuple[int, int], tolerance: float) -> tuple[np.ndarray
     A coarse grid is measured first. The centre of each of its blocks is predicted from all that is measured (cubic
     radial basis functions with quadratic terms) and then measured. A block whose prediction misses by more than half
     of `tolerance` times the metric's range, or that touches a cell without a finite value, is split in four, and so
-    on down to single cells. Each block that passed is audited at one more cell against what would be handed over: where
-    another kind of interpolation disagrees most. The rest is interpolated. The bound is twice the largest miss in blocks that passed: a measured
-    estimate that leaves room for what the trials did not see, not a theorem. A bump that lies between all measured
-    cells is not seen.
+    on down to single cells. Each block that passed is audited at one more cell against what would be handed over:
+    where another kind of interpolation disagrees most. The rest is interpolated. The bound is twice the largest miss
+    in blocks that passed: a measured estimate that leaves room for what the trials did not see, not a theorem. A bump
+    that lies between all measured cells is not seen.
     """
     rows, columns = (_nodes(size) for size in shape)
     lattice = [(row, column) for row in rows for column in columns]
@@ -134,7 +136,7 @@ def _allowed(known: dict[Cell, np.ndarray], tolerance: float) -> np.ndarray:
 
 
 def _interpolate(
-    known: dict[Cell, np.ndarray], cells: Sequence[Cell], shape: tuple[int, int], kernel: str = "cubic"
+    known: dict[Cell, np.ndarray], cells: Sequence[Cell], shape: tuple[int, int], kernel: Kernel = "cubic"
 ) -> np.ndarray:
     """Predictions (cells, metrics); nan where too few finite cells are known."""
     from scipy.interpolate import RBFInterpolator
