@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gradlens import Ball, WeightSurface, interpolate, pgd, trajectory, weight_line, weight_plane
 from gradlens.landscape import ledger
-from tests.analytic import Bowl, Counting, smooth_cnn, snapshot
+from tests.analytic import Bowl, Counting, InPlace, smooth_cnn, snapshot
 
 every_slice = pytest.mark.parametrize("measure", [weight_line, weight_plane])
 
@@ -256,6 +256,22 @@ def test_under_inference_mode_and_with_models_that_count(cnn, images, labels):
         )
     assert torch.equal(plain.values, again.values)
     assert snapshot(model) == before
+
+
+def test_a_model_that_overwrites_its_input_is_given_copies(cnn, images, labels):
+    """The first layer maps x to 2x - 1 in place: without copies each pass would see the one before it."""
+
+    def run(model: nn.Module) -> WeightSurface:
+        return weight_plane(model, x, labels, points=3, generator=torch.Generator().manual_seed(1))
+
+    class Apart(InPlace):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x * 2 - 1)
+
+    x = images.clone()
+    overwriting, apart = run(InPlace(cnn)), run(Apart(cnn))
+    assert torch.equal(x, images)
+    torch.testing.assert_close(overwriting.values, apart.values, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -31,8 +31,8 @@ class Ledger:
     ) -> None:
         self.path = None if path is None else Path(path)
         self.key = dict(key)
-        self.values = torch.full(shape, torch.nan, dtype=torch.float64)
-        self.done = torch.zeros(shape[1:], dtype=torch.bool)
+        self.values = np.full(shape, np.nan)
+        self.done = np.zeros(shape[1:], dtype=bool)
         self._written = time.monotonic()
         self._is_new = False
         if self.path is not None and self.path.exists():
@@ -42,11 +42,11 @@ class Ledger:
         return bool(self.done[cell])
 
     def __getitem__(self, cell: tuple[int, int]) -> np.ndarray:
-        return self.values[:, *cell].numpy().copy()
+        return self.values[:, *cell].copy()
 
     def add(self, cell: tuple[int, int], value: Tensor) -> None:
         """Take in a cell; written at once if the last write is long ago."""
-        self.values[:, *cell] = value.cpu()
+        self.values[:, *cell] = value.cpu().numpy()
         self.done[cell] = True
         self._is_new = True
         if time.monotonic() - self._written > SECONDS:
@@ -56,13 +56,13 @@ class Ledger:
         """Write what is new."""
         if self.path is None or not self._is_new:
             return
-        tensors = {"values": self.values, "done": self.done}
+        tensors = {"values": torch.from_numpy(self.values), "done": torch.from_numpy(self.done)}
         metadata = {"format": FORMAT, "key": json.dumps(self.key), "sha256": self._seal()}
         write(self.path, safetensors.torch.save(tensors, metadata))
         self._written, self._is_new = time.monotonic(), False
 
     def _seal(self) -> str:
-        return digest(json.dumps(self.key), self.values, self.done)
+        return digest(json.dumps(self.key), torch.from_numpy(self.values), torch.from_numpy(self.done))
 
     def _read(self, path: Path) -> None:
         try:
@@ -71,7 +71,7 @@ class Ledger:
                 if metadata.get("format") != FORMAT:
                     raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
                 found = json.loads(metadata["key"])
-                values, done = file.get_tensor("values"), file.get_tensor("done")
+                values, done = file.get_tensor("values").numpy(), file.get_tensor("done").numpy()
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise ValueError(f"resume is {os.fspath(path)!r}, damaged or no unfinished grid: {error}") from error
         for name, value in self.key.items():

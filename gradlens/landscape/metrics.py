@@ -1,9 +1,10 @@
 """What is measured at each point of weight space, in one pass over the data."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,44 @@ from torch import Tensor, nn
 from ..attacks.pgd import perturb
 from ..ball import Ball
 from ..losses import cross_entropy
-from ..model import logits
+from ..model import at_least_single, logits
 from ..types import Images, Labels, Logits, PerMetric, PerSample
 
 BuiltIn = Literal["loss", "error", "reward", "attacked"]
 Metric = BuiltIn | Callable[..., Any]
-Batches = Sequence[tuple[Images, Labels]]
-
 UNITS = {"loss": "nats", "error": "share", "reward": "probability", "attacked loss": "nats", "attacked error": "share"}
 ROWS = {"loss": ("loss",), "error": ("error",), "reward": ("reward",), "attacked": ("attacked loss", "attacked error")}
+
+
+class Data(NamedTuple):
+    """Checked samples in batches of equal size, to within one, and their fingerprint."""
+
+    batches: Sequence[tuple[Images, Labels]]
+    fingerprint: str
+    is_left_alone: bool  # the model does not write into the images, so they need not be copied for each pass
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return sum(len(y) for _, y in self.batches)
+
+
+@torch.no_grad()
+def split(model: nn.Module, x: Images, y: Labels, fingerprint: str, batch: int) -> Data:
+    """Batches of nearly equal size: an average over them is then one over samples, up to that last one.
+
+    For use within `frozen`.
+    """
+    parts = math.ceil(len(x) / batch)
+    batches = list(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True))
+    probe = x[:2].clone()
+    version = probe._version
+    try:
+        model(probe)
+        is_left_alone = probe._version == version and torch.equal(probe, x[:2])
+    except RuntimeError:  # the model is of another precision than the images: `logits` casts them, which is a copy
+        is_left_alone = False
+    return Data(batches, fingerprint, is_left_alone)
 
 
 class Wrapper:
@@ -62,34 +92,33 @@ class Gauge:
     steps: int
     step_size: float
 
-    def read(self, model: nn.Module, batches: Batches) -> PerMetric:
+    def read(self, model: nn.Module, data: Data) -> PerMetric:
         """Each metric's mean over all samples, in float64. NaN where a single sample's value is undefined."""
         sums: dict[str, Tensor] = {}
-        for x, y in batches:
-            for name, values in self._values(model, x, y):
-                sums[name] = sums.get(name, 0.0) + values.detach().double().sum()
-        count = sum(len(y) for _, y in batches)
-        numbers = {name: total / count for name, total in sums.items()}
+        for x, y in data.batches:
+            for name, values in self._values(model, x, y, data.is_left_alone):
+                sums[name] = sums.get(name, 0.0) + values.sum(dtype=torch.float64)
+        numbers = {name: total / data.samples for name, total in sums.items()}
         for name, metric in self.whole.items():
             numbers[name] = _number(name, metric(Wrapper(model)))
-        home = batches[0][0].device
+        home = data.batches[0][0].device
         return torch.stack([numbers[name].to(home) for name in self.names])
 
-    def _values(self, model: nn.Module, x: Images, y: Labels) -> list[tuple[str, PerSample]]:
+    def _values(self, model: nn.Module, x: Images, y: Labels, is_left_alone: bool) -> list[tuple[str, PerSample]]:
         values: list[tuple[str, PerSample]] = []
         clean = [name for name in self.names if name in READINGS]
         if clean:
-            with torch.no_grad():
-                answer = logits(model, x)
-                values += [(name, _defined(answer, READINGS[name](answer, y))) for name in clean]
+            with torch.inference_mode():  # some 2% faster than no_grad; nothing of it leaves `read` but numbers
+                answer = at_least_single(model(x)) if is_left_alone else logits(model, x)
+                values += [(name, READINGS[name](answer, y)) for name in clean]
         if "attacked loss" in self.names:
             end = perturb(
                 model, x, y, self.ball, steps=self.steps, step_size=self.step_size, loss=cross_entropy, start=x
             )
             with torch.no_grad():
                 answer = logits(model, end)
-            values.append(("attacked loss", _defined(answer, cross_entropy(answer, y))))
-            values.append(("attacked error", _defined(answer, _error(answer, y))))
+            values.append(("attacked loss", cross_entropy(answer, y)))
+            values.append(("attacked error", _error(answer, y)))
         return values + [(name, _each(name, metric(model, x, y), y)) for name, metric in self.per_sample.items()]
 
 
@@ -127,7 +156,8 @@ def gauge(metrics: Sequence[Metric], ball: Ball, steps: int, step_size: float) -
 
 
 def _error(answer: Logits, y: Labels) -> PerSample:
-    return (answer.argmax(1) != y).to(answer.dtype)
+    # a diverged model's argmax would still name a class: without finite logits there is no error
+    return (answer.argmax(1) != y).to(answer.dtype).where(answer.isfinite().all(1), torch.nan)
 
 
 def _reward(answer: Logits, y: Labels) -> PerSample:
@@ -140,11 +170,6 @@ READINGS: dict[str, Callable[[Logits, Labels], PerSample]] = {
     "error": _error,
     "reward": _reward,
 }
-
-
-def _defined(answer: Logits, values: PerSample) -> PerSample:
-    """A diverged model's argmax would still name a class: without finite logits there is no value."""
-    return values.where(answer.isfinite().all(1), torch.nan)
 
 
 def _each(name: str, values: Any, y: Labels) -> PerSample:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..provenance import digest, made
-from ..types import Axis, Direction, Images, Labels, MetricPlaces, PerMetric, Places
+from ..types import Axis, Direction, MetricPlaces, PerMetric, Places
 from . import adaptive
 from .ledger import Ledger
-from .metrics import Batches, Gauge
+from .metrics import Data, Gauge
 from .walk import batch_norms, moving, reestimating
 from .weight_surface import WeightSurface
 
@@ -33,30 +33,12 @@ class Plane(NamedTuple):
     path: Places
 
 
-class Data(NamedTuple):
-    """Checked samples in batches of equal size, to within one, and their fingerprint."""
-
-    batches: Batches
-    fingerprint: str
-
-    @property
-    def samples(self) -> int:
-        """How many there are."""
-        return sum(len(y) for _, y in self.batches)
-
-
-def split(x: Images, y: Labels, fingerprint: str, batch: int) -> Data:
-    """Batches of nearly equal size: an average over them is then one over samples, up to that last one."""
-    parts = math.ceil(len(x) / batch)
-    return Data(list(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True)), fingerprint)
-
-
 def alone(model: nn.Module, data: Data, gauge: Gauge, batchnorm: str) -> PerMetric:
     """The metrics of a model where it is; for use within `frozen`."""
     with reestimating(model) as reestimate:
         if batchnorm == "reestimated":
             reestimate([x for x, _ in data.batches])
-        return gauge.read(model, data.batches).cpu()
+        return gauge.read(model, data).cpu()
 
 
 def survey(
@@ -102,13 +84,13 @@ def survey(
                     place(float(plane.alpha[cell[0]]), float(plane.beta[cell[1]]))
                     if batchnorm == "reestimated":
                         reestimate([x for x, _ in data.batches])
-                    ledger.add(cell, gauge.read(model, data.batches))
+                    ledger.add(cell, gauge.read(model, data))
                 bar.update()
             return np.stack([ledger[cell] for cell in cells])
 
         if tolerance is None:
             ask([(r, c) for r in range(shape[0]) for c in range(shape[1])])
-            values, measured = ledger.values, torch.ones(shape, dtype=torch.bool)
+            values, measured = torch.from_numpy(ledger.values), torch.ones(shape, dtype=torch.bool)
             bound = torch.zeros(len(gauge.names), dtype=torch.float64)
         else:
             values, measured, bound = map(torch.from_numpy, adaptive.fill(ask, shape, tolerance))

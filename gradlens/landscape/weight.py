@@ -13,8 +13,8 @@ from ..door import check_attack
 from ..model import frozen
 from ..types import ImagesLike, LabelsLike
 from .directions import MEANINGS, Normalization, differences, given_directions, random_directions
-from .metrics import Metric, gauge
-from .survey import Data, File, Plane, alone, grid_axis, split, survey
+from .metrics import Data, Metric, gauge, split
+from .survey import File, Plane, alone, grid_axis, survey
 from .trajectory import Trajectory
 from .walk import batch_norms, trainable
 from .weight_surface import WeightSurface
@@ -131,7 +131,7 @@ def interpolate(
     for i, model in enumerate(models):
         with frozen(model):
             if i == 0:
-                data = split(*gathered(model, x, y, ball, batch=batch, is_labelled=True), batch)
+                data = split(model, *gathered(model, x, y, ball, batch=batch, is_labelled=True), batch)
                 _check_samples(data, model, batchnorm)
             own.append(alone(model, data, measured, batchnorm))
     options = {
@@ -175,7 +175,7 @@ def _around(
     if callable(directions):  # here, where parameters still require gradients
         directions = directions(model, x, y)
     with frozen(model):
-        data = split(*gathered(model, x, y, ball, batch=batch), batch)
+        data = split(model, *gathered(model, x, y, ball, batch=batch), batch)
         _check_samples(data, model, batchnorm)
         plane = _plane(model, directions if drawn is None else drawn, names, span, points, count)
         if drawn is not None:

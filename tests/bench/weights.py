@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import loss_landscapes
@@ -25,7 +26,7 @@ def network() -> nn.Module:
     """Three convolutions for images of 1 x 28 x 28."""
     widths = (1, 16, 32, 32)
     layers: list[nn.Module] = []
-    for wide, wider in zip(widths[:-1], widths[1:], strict=True):
+    for wide, wider in pairwise(widths):
         layers += [nn.Conv2d(wide, wider, 3, stride=2, padding=1), nn.BatchNorm2d(wider), nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
 
@@ -51,14 +52,17 @@ def theirs(model: nn.Module, x: Tensor, y: Tensor, points: int) -> None:
 
 
 def paired(a: Callable[[], Any], b: Callable[[], Any], rounds: int) -> tuple[float, float, float, Any]:
-    """Median seconds of each, the median of their ratios a / b within a round, and the last a."""
+    """Median processor seconds of each, the median of their ratios a / b within a round, and the last a.
+
+    Processor time, so that a busy machine does not decide; with one thread it is what an idle one would take.
+    """
     seconds: list[tuple[float, float]] = []
     for _ in range(rounds):
-        begun = time.perf_counter()
+        begun = time.process_time()
         result = a()
-        middle = time.perf_counter()
+        middle = time.process_time()
         b()
-        seconds.append((middle - begun, time.perf_counter() - middle))
+        seconds.append((middle - begun, time.process_time() - middle))
     first, second = (statistics.median(one) for one in zip(*seconds, strict=True))
     return first, second, statistics.median(p / q for p, q in seconds), result
 
