@@ -8,7 +8,19 @@ from .curvature import Spectrum, spectrum
 from .door import predict
 from .entropy import Entropy, entropy
 from .gradients import Gradients, gradients
-from .landscape import InputPath, Surface, input_line, input_path, input_plane
+from .landscape import (
+    InputPath,
+    Surface,
+    Trajectory,
+    WeightSurface,
+    input_line,
+    input_path,
+    input_plane,
+    interpolate,
+    trajectory,
+    weight_line,
+    weight_plane,
+)
 from .model import Normalized, frozen
 from .provenance import Made
 from .stability import Stability, stability
@@ -25,6 +37,8 @@ __all__ = [
     "Spectrum",
     "Stability",
     "Surface",
+    "Trajectory",
+    "WeightSurface",
     "compare",
     "entropy",
     "frozen",
@@ -32,6 +46,7 @@ __all__ = [
     "input_line",
     "input_path",
     "input_plane",
+    "interpolate",
     "load",
     "losses",
     "pgd",
@@ -39,4 +54,7 @@ __all__ = [
     "save",
     "spectrum",
     "stability",
+    "trajectory",
+    "weight_line",
+    "weight_plane",
 ]

@@ -90,6 +90,39 @@ def measured(
     return _signed(join(parts), record)
 
 
+def gathered(
+    model: nn.Module, x: ImagesLike, y: LabelsLike | None, ball: Ball, *, batch: int, is_labelled: bool = False
+) -> tuple[Images, Labels, str]:
+    """All samples at once, checked as `measured` checks them, and their fingerprint; for use within `frozen`.
+
+    For what passes over the data many times: an iterable is read once, so that each pass sees the same samples, also
+    where it shuffles or augments. With `is_labelled` the model's own predictions do not stand in for labels.
+    """
+    check_ball(ball)
+    images: list[Images] = []
+    labels: list[Labels] = []
+    fingerprint = hashlib.sha256()
+    offset = 0
+    for block, given in _blocks(model, x, y, ball):
+        if given is None and is_labelled:
+            raise ValueError("y is None and x brings no labels, expected class numbers: models may disagree on them")
+        if images and block.shape[1:] != images[0].shape[1:]:
+            came, expected = tuple(block.shape[1:]), tuple(images[0].shape[1:])
+            raise ValueError(f"x yields an image of shape {came} after others of {expected}, expected one shape")
+        for start in range(0, len(block), batch):
+            part = block[start : start + batch]
+            known = None if given is None else given[start : start + batch]
+            known = admit(model, part, known, probe=offset == 0, offset=offset)
+            for mark, label in zip(keys(part), known.tolist(), strict=True):
+                fingerprint.update(mark + label.to_bytes(8, "little", signed=True))
+            labels.append(known)
+            offset += len(part)
+        images.append(block)
+    if not images:
+        raise ValueError("x yields no images, expected at least one batch")
+    return images[0] if len(images) == 1 else torch.cat(images), torch.cat(labels), fingerprint.hexdigest()[:16]
+
+
 def join(parts: list[Result]) -> Result:
     """Results on parts of the samples as one result on all: tensors are joined along the axis named batch."""
     first = parts[0]

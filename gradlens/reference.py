@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .ball import Ball
 from .curvature import Spectrum
 from .door import admit, check_images, check_labels
-from .landscape import Surface
+from .landscape import Surface, WeightSurface
 from .losses import cross_entropy
 from .model import frozen, logits
 from .types import Images, ImagesLike, LabelsLike, Loss
@@ -67,6 +67,55 @@ def input_line(model: nn.Module, x: ImagesLike, surface: Surface, *, loss: Loss 
         metric = _PerSampleLoss(model, surface, loss)
         values = loss_landscapes.linear_interpolation(start, end, metric, steps=len(surface.alpha))
     return dataclasses.replace(surface, loss=torch.as_tensor(values).to(surface.loss)[:, None])
+
+
+def weight_surface(model: nn.Module, x: ImagesLike, y: LabelsLike, surface: WeightSurface) -> WeightSurface:
+    """The loss of `gradlens.weight_line`'s or `weight_plane`'s `surface`, measured anew by loss-landscapes.
+
+    On copies of `model`, all images at once. Its plane functions walk a zigzag and its walks step before they measure:
+    so each row (a line: the column) is a `linear_interpolation` of its own that begins one step before the grid. Its
+    steps add up in the model's precision. Raises ValueError as `gradlens.pgd` does, for batch norm that is not frozen,
+    and for coordinates that are not evenly spaced.
+    """
+    if surface.batchnorm not in ("frozen", "none"):
+        raise ValueError(
+            f"surface has batchnorm {surface.batchnorm!r}, expected 'frozen': the walk moves parameters only"
+        )
+    with frozen(model):
+        images = check_images(model, x, Ball(low=-torch.inf, high=torch.inf))
+        labels = admit(model, images, check_labels(y, len(images), images.device))
+    metric = loss_landscapes.metrics.Loss(nn.CrossEntropyLoss(), images, labels)
+    walked, rows = (surface.alpha, [None]) if len(surface.beta) == 1 else (surface.beta, surface.alpha.tolist())
+    step = float(walked[1] - walked[0])
+    if not torch.allclose(walked.diff(), walked.diff()[:1], rtol=1e-6, atol=0):
+        raise ValueError(f"surface has coordinates {walked.tolist()}, expected even steps")
+    ends = (float(walked[0]) - step, float(walked[-1]))
+    lines = []
+    with torch.no_grad():
+        for row in rows:
+            places = [(end, 0.0) if row is None else (row, end) for end in ends]
+            start, end = (_moved(model, surface, *place) for place in places)
+            lines.append(torch.as_tensor(loss_landscapes.linear_interpolation(start, end, metric, steps=len(walked))))
+    values = torch.stack(lines).reshape(1, len(surface.alpha), len(surface.beta)).double()
+    kept = surface.metrics.index("loss") if "loss" in surface.metrics else None
+    plain, path, bound = (
+        torch.full_like(t[:1], torch.nan) if kept is None else t[kept : kept + 1]
+        for t in (surface.plain, surface.path_values, surface.bound)
+    )
+    return dataclasses.replace(
+        surface, values=values, metrics=("loss",), units=("nats",), plain=plain, path_values=path,
+        measured=torch.ones_like(surface.measured), tolerance=None, bound=bound.new_zeros(1),
+    )  # fmt: skip
+
+
+def _moved(model: nn.Module, surface: WeightSurface, alpha: float, beta: float) -> nn.Module:
+    """A copy of the model, in evaluation mode, with its parameters at a point of the surface."""
+    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    parameters: dict[str, Tensor] = dict(twin.named_parameters())
+    for share, direction in zip((alpha, beta), surface.directions, strict=False):
+        for name, d in direction.items():
+            parameters[name].data += (share * d).to(parameters[name].dtype)
+    return twin
 
 
 def spectrum(

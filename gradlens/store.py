@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,18 @@ from torch import Tensor
 from .attacks import PGDTrace
 from .ball import Ball
 from .curvature import Spectrum
+from .disk import write
 from .entropy import Entropy
 from .gradients import Gradients
-from .landscape import InputPath, Surface
+from .landscape import InputPath, Surface, Trajectory, WeightSurface
 from .provenance import Made, digest
 from .stability import Stability
 
-RESULTS = {
-    kind.__name__: kind for kind in (Ball, Entropy, Gradients, InputPath, Made, PGDTrace, Spectrum, Stability, Surface)
-}
+KINDS = (Ball, Entropy, Gradients, InputPath, Made, PGDTrace, Spectrum, Stability, Surface, Trajectory, WeightSurface)
+RESULTS = {kind.__name__: kind for kind in KINDS}
 FORMAT = "gradlens 1"
+
+__all__ = ["RESULTS", "load", "save", "write"]
 
 
 def save(result: Any, path: str | os.PathLike[str]) -> Path:
@@ -65,23 +66,6 @@ def load(path: str | os.PathLike[str]) -> Any:
             f"path {os.fspath(path)!r} was written by another version of gradlens, whose results have other fields: "
             f"{error}; measure again"
         ) from error
-
-
-def write(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all: into a temporary one beside it, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def _seal(record: str, tensors: dict[str, Tensor]) -> str:

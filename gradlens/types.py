@@ -42,7 +42,14 @@ PerRank = Float[Tensor, "*batch k"]
 RankMask = Bool[Tensor, "*batch k"]
 PerNode = Float[Tensor, "*batch nodes"]
 PerRise = Float[Tensor, "*batch radii"]
-Weights = dict[str, Tensor]  # parameter name -> one tensor of its shape
+MetricGrid = Float[Tensor, "metrics rows columns"]
+PerMetric = Float[Tensor, "metrics"]
+CellMask = Bool[Tensor, "rows columns"]
+Places = Float[Tensor, "models 2"]  # coordinates on a plane through weight space
+MetricPlaces = Float[Tensor, "metrics models"]
+PerAxis = Float[Tensor, "axes"]
+PerModel = Float[Tensor, "models"]
 
+Direction = dict[str, Tensor]  # what one unit adds to each named parameter; one that is not named stays
 Norm = Literal["linf", "l2"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> one value a sample, higher = closer to an error

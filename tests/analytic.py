@@ -171,6 +171,42 @@ class Answers(nn.Module):
         return self.answer(x * self.scale)
 
 
+class Bowl(Binary):
+    """z = t.A t / 2 + c.t + mean pixel, t all weights that count: quadratic in them, with label 0 the margin itself.
+
+    Of every kind: a matrix, a filter bank, a bias, a 0-d gain, a frozen matrix, one that is used twice; and an unused.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(11)
+
+        def drawn(*shape: int) -> nn.Parameter:
+            return nn.Parameter(0.5 * torch.randn(shape, generator=generator, dtype=torch.float64))
+
+        self.matrix, self.filters, self.bias, self.gain = drawn(3, 2), drawn(2, 2, 1, 1), drawn(3), drawn()
+        self.fixed, self.unused, self.tied = drawn(2, 2).requires_grad_(False), drawn(2, 3), nn.Linear(2, 2, bias=False)
+        self.tied.weight = self.filters_twin = drawn(2, 2)
+        count = sum(p.numel() for p in self.weights())
+        a = torch.randn(count, count, generator=generator, dtype=torch.float64)
+        self.register_buffer("a", (a + a.T) / 8)
+        self.register_buffer("c", torch.randn(count, generator=generator, dtype=torch.float64) / 4)
+
+    def weights(self) -> list[Tensor]:
+        """The parameters that count, in the order of A; the tied one by both of its names."""
+        return [
+            self.matrix, self.filters, self.bias, self.gain, self.fixed, self.tied.weight, self.filters_twin
+        ]  # fmt: skip
+
+    def at(self, weights: list[Tensor]) -> Tensor:
+        """t.A t / 2 + c.t for other weights than its own."""
+        t = torch.cat([w.reshape(-1) for w in weights])
+        return t @ self.a @ t / 2 + self.c @ t
+
+    def z(self, x: Tensor) -> Tensor:
+        return self.at(self.weights()) + x.mean(1)
+
+
 def smooth_cnn(classes: int = 4) -> nn.Module:
     """A float64 network of 2 x 5 x 5 images without kinks, with fixed weights, so that slow versions agree closely."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():

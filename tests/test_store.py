@@ -24,8 +24,16 @@ from gradlens import (
     spectrum,
     stability,
     store,
+    trajectory,
+    weight_plane,
 )
 from tests.analytic import Detached, smooth_cnn
+
+
+def noisy(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    stream = torch.Generator().manual_seed(seed)
+    return {name: t + torch.randn(t.shape, generator=stream).to(t) for name, t in model.state_dict().items()}
+
 
 RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "trace": lambda model, x: pgd(model, x, None, Ball(0.1), steps=2, restarts=2),
@@ -46,6 +54,9 @@ RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "path": lambda model, x: input_path(model, x, None, Ball(0.1), steps=2, points=2),
     "spectrum": lambda model, x: spectrum(model, x, k=2, steps=8),
     "spectrum of inputs": lambda model, x: spectrum(model, x, of="inputs", k=2, steps=8),
+    "weight plane": lambda model, x: weight_plane(model, x, [0] * 6, points=3, metrics=("loss", "attacked"), steps=1),
+    "adaptive weight plane": lambda model, x: weight_plane(model, x, [0] * 6, points=9, adaptive=0.1),
+    "trajectory": lambda model, x: trajectory(model, [noisy(model, i) for i in range(3)]),
     "ball": lambda *_: Ball(0.3, "l2", low=-1.0),
     "made": lambda model, x: entropy(model, x).made,
 }

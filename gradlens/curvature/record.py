@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from ..provenance import Made
-from ..types import Axis, Images, PerNode, PerRank, PerRise, PerSpectrum, RankMask, Weights
+from ..types import Axis, Direction, Images, PerNode, PerRank, PerRise, PerSpectrum, RankMask
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -30,11 +30,11 @@ class Spectrum:
     eigenvalues: PerRank  # the k largest, descending
     residuals: PerRank  # ||H v - value v||: an eigenvalue lies at most that far from the value
     converged: RankMask  # residual at most 1e-3 of the largest |eigenvalue|, and no random vector saw one beyond
-    vectors: tuple[Weights, ...] | tuple[Images, ...]
+    vectors: tuple[Direction, ...] | tuple[Images, ...]
     bottom: PerRank  # the k smallest, ascending: below 0 the loss curves downwards
     bottom_residuals: PerRank
     bottom_converged: RankMask
-    bottom_vectors: tuple[Weights, ...] | tuple[Images, ...]
+    bottom_vectors: tuple[Direction, ...] | tuple[Images, ...]
     trace: PerSpectrum  # by Hutch++ (Meyer et al. 2021) on top of the Lanczos basis
     trace_error: PerSpectrum  # its standard error; 0 where Lanczos has seen the whole space
     ritz: PerNode  # where the density has mass, by stochastic Lanczos quadrature

@@ -11,6 +11,7 @@ from .relief import interactive, surface3d
 from .samples import distributions, entropy, reliability
 from .scale import limits
 from .spectra import spectrum
+from .weights import weight_line, weight_surface, weight_surfaces
 
 __all__ = [
     "COLOURS",
@@ -37,4 +38,7 @@ __all__ = [
     "surfaces",
     "trace",
     "traces",
+    "weight_line",
+    "weight_surface",
+    "weight_surfaces",
 ]

@@ -8,15 +8,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from ..landscape import Surface
-from .scale import Limits, Over, axis_names, cells, colours_of, label_of, limits
+from ..landscape import Surface, WeightSurface
+from .scale import Limits, Over, Plane, axis_names, cells, colours_of, label_of, limits
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
 def surface3d(
-    result: Surface,
+    result: Plane,
     ax: Axes,
     *,
     quantity: str = "loss",
@@ -27,7 +27,8 @@ def surface3d(
 ) -> Axes:
     """A plane as a relief, on axes with projection="3d"; grey where it lies off the pixel box, as `surface` hatches.
 
-    The dot is the image. `ends` are those of the height and of the colours; what lies beyond is cut off.
+    Of weight space, `quantity` is a metric. The dot is the image or the model. `ends` are those of the height and of
+    the colours; what lies beyond is cut off.
     Raises ValueError for flat axes.
     """
     if ax.name != "3d":
@@ -36,8 +37,8 @@ def surface3d(
     low, high = ends or limits([result], quantity=quantity, sample=sample, over=over)
     height = np.clip(grid, low, high)
     shades = mpl.colormaps[cmap or colours_of(quantity, over)](Normalize(low, high)(height))
-    inside = (result.in_box.any(2) if sample is None else result.in_box[:, :, sample]).cpu().numpy()
-    if result.projected is None:
+    if isinstance(result, Surface) and result.projected is None:
+        inside = (result.in_box.any(2) if sample is None else result.in_box[:, :, sample]).cpu().numpy()
         shades[~inside] = 0.45 * shades[~inside] + 0.55 * np.array([0.88, 0.88, 0.88, 1])
     across, up = np.meshgrid(result.alpha.cpu().numpy(), result.beta.cpu().numpy(), indexing="ij")
     # an Axes by its type, an Axes3D by the check above
@@ -69,7 +70,7 @@ def surface3d(
 
 
 def interactive(
-    result: Surface | Mapping[str, Surface],
+    result: Plane | Mapping[str, Plane],
     *,
     quantity: str = "loss",
     sample: int | None = None,
@@ -84,7 +85,7 @@ def interactive(
         from plotly import graph_objects as go
     except ImportError as error:
         raise ImportError("plots.interactive needs plotly, which is not installed: pip install plotly") from error
-    results = {"": result} if isinstance(result, Surface) else dict(result)
+    results = {"": result} if isinstance(result, Surface | WeightSurface) else dict(result)
     low, high = ends or limits(results.values(), quantity=quantity, sample=sample, over=over)
     label = label_of(quantity, sample, over)
     scale = "RdBu_r" if colours_of(quantity, over) == "RdBu_r" else "Viridis"

@@ -6,18 +6,25 @@ from typing import Literal, get_args
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from ..landscape import Surface
+from ..landscape import Surface, WeightSurface
 from .look import LABELS
 
 Over = Literal["mean", "median", "spread"]
 Limits = tuple[float, float]
+Plane = Surface | WeightSurface
 
 
-def cells(result: Surface, quantity: str, sample: int | None, over: Over) -> np.ndarray:
-    """(R, C): one sample's values, or the mean, median or 10-90% spread over all that are defined."""
+def cells(result: Plane, quantity: str, sample: int | None = None, over: Over = "mean") -> np.ndarray:
+    """(R, C): one sample's values, or the mean, median or 10-90% spread over all that are defined.
+
+    Of a plane through weight space, which has no samples, a metric's values; what is not finite is a gap.
+    """
     if over not in get_args(Over):
         raise ValueError(f"over is {over!r}, expected 'mean', 'median' or 'spread'")
     refuse_line(result)
+    if isinstance(result, WeightSurface):
+        numbers = result.of(quantity).double().cpu().numpy()
+        return np.where(np.isfinite(numbers), numbers, np.nan)
     values = getattr(result, quantity)
     if sample is not None:
         if not -values.shape[2] <= sample < values.shape[2]:
@@ -30,14 +37,16 @@ def cells(result: Surface, quantity: str, sample: int | None, over: Over) -> np.
     return column.to_numpy(float).reshape(values.shape[:2])
 
 
-def refuse_line(result: Surface) -> None:
-    """Raises ValueError for a Surface with a single column: it has no area."""
+def refuse_line(result: Plane) -> None:
+    """Raises ValueError for a surface with a single column: it has no area."""
     if len(result.beta) == 1:
-        raise ValueError("the surface has a single column, expected that of input_plane; plots.line draws it")
+        raise ValueError(
+            "the surface has a single column, expected that of a plane; plots.line or plots.weight_line draws it"
+        )
 
 
 def limits(
-    results: Iterable[Surface], *, quantity: str = "loss", sample: int | None = None, over: Over = "mean"
+    results: Iterable[Plane], *, quantity: str = "loss", sample: int | None = None, over: Over = "mean"
 ) -> Limits:
     """The reach of a quantity over all these planes, for one scale; of margins as far below 0 as above it.
 
@@ -84,7 +93,10 @@ def label_of(quantity: str, sample: int | None, over: Over) -> str:
     return name if sample is not None or over == "mean" else f"{name}, {over}"
 
 
-def axis_names(result: Surface) -> tuple[str, str]:
+def axis_names(result: Plane) -> tuple[str, str]:
     """The directions with their unit."""
+    if isinstance(result, WeightSurface):
+        across, up = (f"{name}\n(1 = {unit})" for name, unit in zip(result.axes, result.meaning, strict=True))
+        return across, up
     unit = "1 = its end" if result.has_ends else "eps"
     return f"{result.axes[0]} ({unit})", f"{result.axes[1]} ({unit})"

@@ -1,0 +1,112 @@
+"""The walk over a grid in weight space, common to lines, planes and interpolations."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..provenance import digest, made
+from ..types import Axis, Direction, MetricPlaces, PerMetric, Places
+from . import adaptive
+from .ledger import Ledger
+from .metrics import Data, Gauge
+from .walk import batch_norms, moving, reestimating
+from .weight_surface import WeightSurface
+
+File = str | os.PathLike[str]
+
+
+class Plane(NamedTuple):
+    """Where the grid lies, and what its coordinates mean."""
+
+    directions: tuple[Direction, ...]
+    axes: tuple[str, str]
+    meaning: tuple[str, str]
+    alpha: Axis
+    beta: Axis
+    path: Places
+
+
+def alone(model: nn.Module, data: Data, gauge: Gauge, batchnorm: str) -> PerMetric:
+    """The metrics of a model where it is; for use within `frozen`."""
+    with reestimating(model) as reestimate:
+        if batchnorm == "reestimated":
+            reestimate([x for x, _ in data.batches])
+        return gauge.read(model, data).cpu()
+
+
+def survey(
+    model: nn.Module,
+    data: Data,
+    plane: Plane,
+    gauge: Gauge,
+    *,
+    batchnorm: str,
+    tolerance: float | None,
+    resume: File | None,
+    call: str,
+    options: Mapping[str, object],
+    plain: PerMetric,
+    path_values: MetricPlaces,
+    generator: torch.Generator | None = None,
+) -> WeightSurface:
+    """Measure the plane and say how it was made; for use within `frozen`."""
+    device = str(data.batches[0][0].device)
+    record = made(call, model, data.fingerprint, device, generator, **options, adaptive=tolerance)
+    drawn = digest(*(part for d in plane.directions for name, t in d.items() for part in (name, t)))
+    key = {
+        # cells do not depend on how many of them are measured
+        "call": record.call.removesuffix(f", adaptive={tolerance!r})"),
+        "model": record.model,
+        "data": record.data,
+        "directions": drawn,
+        "coordinates": digest(plane.alpha, plane.beta),
+    }
+    shape = (len(plane.alpha), len(plane.beta))
+    ledger = Ledger(resume, key, (len(gauge.names), *shape))
+
+    total = math.prod(shape) if tolerance is None else None
+    with ExitStack() as stack:
+        stack.callback(ledger.flush)  # also when interrupted
+        place = stack.enter_context(moving(model, plane.directions))
+        reestimate = stack.enter_context(reestimating(model))
+        bar = stack.enter_context(tqdm(desc=call, unit="cell", delay=3, disable=None, total=total))
+
+        def ask(cells: Sequence[tuple[int, int]]) -> np.ndarray:
+            for cell in cells:
+                if cell not in ledger:
+                    place(float(plane.alpha[cell[0]]), float(plane.beta[cell[1]]))
+                    if batchnorm == "reestimated":
+                        reestimate([x for x, _ in data.batches])
+                    ledger.add(cell, gauge.read(model, data))
+                bar.update()
+            return np.stack([ledger[cell] for cell in cells])
+
+        if tolerance is None:
+            ask([(r, c) for r in range(shape[0]) for c in range(shape[1])])
+            values, measured = torch.from_numpy(ledger.values), torch.ones(shape, dtype=torch.bool)
+            bound = torch.zeros(len(gauge.names), dtype=torch.float64)
+        else:
+            values, measured, bound = map(torch.from_numpy, adaptive.fill(ask, shape, tolerance))
+
+    return WeightSurface(
+        values=values, metrics=gauge.names, units=gauge.units, alpha=plane.alpha, beta=plane.beta,
+        directions=plane.directions, axes=plane.axes, meaning=plane.meaning,
+        batchnorm=batchnorm if batch_norms(model) else "none", samples=data.samples, plain=plain, path=plane.path,
+        path_values=path_values, measured=measured, tolerance=tolerance, bound=bound, made=record,
+    )  # fmt: skip
+
+
+def grid_axis(low: float, high: float, points: int) -> Tensor:
+    """`points` even steps that hold 0 exactly and cover [low, high], up to half a step where 0 is off the middle."""
+    if -low == high:
+        half = points // 2
+        return high * torch.arange(-half, half + 1, dtype=torch.float64) / half
+    step = (high - low) / (points - 1)
+    return step * (torch.arange(points, dtype=torch.float64) + round(low / step))

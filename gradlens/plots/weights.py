@@ -1,0 +1,79 @@
+"""Lines and planes through weight space."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from ..landscape import WeightSurface
+from .look import LABELS, colour, outer_labels, panels
+from .scale import Limits, axis_names, cells, levels_of, limits
+
+
+def weight_line(result: WeightSurface, ax: Axes, *, metric: str = "loss", name: str = "") -> Axes:
+    """A line through weight space; gaps where the model diverged, dots at the models that the line passes."""
+    at, values = result.alpha.cpu().numpy(), _column(result, metric)
+    ax.plot(at, values, color=colour(name), label=name or None)
+    if not result.measured.all():
+        shown = result.measured[:, 0].cpu().numpy()
+        ax.plot(at[shown], values[shown], ls="none", marker=".", ms=3, color=colour(name))
+    own = result.path_values[result.metrics.index(metric)].cpu().numpy()
+    ax.plot(result.path[:, 0].cpu().numpy(), own, ls="none", marker="o", ms=5, color=colour(name))
+    ax.set(xlabel=axis_names(result)[0], ylabel=LABELS.get(metric, metric))
+    return ax
+
+
+def weight_surface(
+    result: WeightSurface, ax: Axes, *, metric: str = "loss", levels: Any = 12, path: bool = True, **options: Any
+) -> Axes:
+    """Labelled contours of a plane through weight space; the first direction runs to the right, the second upwards.
+
+    Hatched where a model diverged. Dots mark the measured cells of an adaptive grid; `path` draws the models that the
+    plane was laid through, in their order. Pass one `levels` array to surfaces that are to be compared.
+    """
+    across, up, grid = result.alpha.cpu().numpy(), result.beta.cpu().numpy(), cells(result, metric).T
+    if np.isnan(grid).any():
+        low, high = (across[0], up[0]), (across[-1] - across[0], up[-1] - up[0])
+        ax.add_patch(Rectangle(low, *high, hatch="////", fc="none", ec="0.35", lw=0, zorder=0, label="diverged"))
+    filled = ax.contourf(across, up, grid, levels, cmap=options.pop("cmap", "viridis"), **options)
+    lines = ax.contour(across, up, grid, filled.levels, colors="white", linewidths=0.5)
+    ax.clabel(lines, fontsize="xx-small", fmt="%.3g")
+    if not result.measured.all():
+        r, c = (index.cpu().numpy() for index in result.measured.nonzero().T)
+        ax.plot(across[r], up[c], ls="none", marker=".", ms=2, color="black", alpha=0.6, label="measured")
+    ax.plot(0, 0, marker="+", color="black", ms=8)
+    if path and len(result.path):
+        ax.plot(*result.path.T.cpu().numpy(), color="black", marker="o", ms=3, lw=1, label="path")
+    ax.set(xlabel=axis_names(result)[0], ylabel=axis_names(result)[1])
+    return ax
+
+
+def weight_surfaces(
+    results: Mapping[str, WeightSurface],
+    axes: Axes | Iterable[Axes],
+    *,
+    metric: str = "loss",
+    levels: int = 12,
+    ends: Limits | None = None,
+    path: bool = True,
+) -> list[Axes]:
+    """One plane a model, side by side on one colour scale, whose bar stands at the right.
+
+    `ends` cut the scale, where one model would flatten all others. Raises ValueError for another number of axes than
+    of results.
+    """
+    flat = panels(axes, list(results))
+    steps = levels_of(ends or limits(results.values(), quantity=metric), levels)
+    for ax, result in zip(flat, results.values(), strict=True):
+        weight_surface(result, ax, metric=metric, levels=steps, path=path, extend="both" if ends else "neither")
+    outer_labels(flat)
+    flat[0].figure.colorbar(flat[0].collections[0], ax=flat, label=LABELS.get(metric, metric))
+    return flat
+
+
+def _column(result: WeightSurface, metric: str) -> np.ndarray:
+    """A line's values; what is not finite is a gap."""
+    values = result.of(metric)[:, 0].double().cpu().numpy()
+    return np.where(np.isfinite(values), values, np.nan)
