@@ -213,7 +213,7 @@ def test_of_a_plane_the_line_through_the_image_is_drawn(planes, axes):
 def test_a_line_has_no_area(cnn, images, axes):
     line = input_line(cnn, images, None, BALL, points=3)
     for draw in (plots.surface, lambda *a: plots.decisions(*a, sample=0), lambda r, _: plots.interactive(r)):
-        with pytest.raises(ValueError, match=r"a single column, expected that of input_plane; plots\.line draws it"):
+        with pytest.raises(ValueError, match=r"a single column, expected that of a plane; plots\.line"):
             draw(line, axes[0])
 
 

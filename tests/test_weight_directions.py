@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradlens import Trajectory, trajectory, weight_line, weight_plane
+from gradlens import Trajectory, spectrum, trajectory, weight_line, weight_plane
 from gradlens.landscape import normalize, random_directions
 from tests.analytic import Bowl, smooth_cnn, snapshot
 
@@ -120,6 +120,22 @@ def test_a_function_for_directions_may_take_gradients(cnn, images):
     result = weight_line(cnn, images, y, directions=gradient, points=3, span=1e-4, metrics=("loss",))
     slope = (result.values[0, 2, 0] - result.values[0, 0, 0]) / 2e-4
     torch.testing.assert_close(slope.item(), result.lengths[0] ** 2, rtol=1e-6, atol=0)
+
+
+def test_along_an_eigenvector_the_loss_curves_by_its_eigenvalue(cnn, images):
+    y = torch.arange(6) % 4
+    found = spectrum(cnn, images, y, k=2, steps=60)
+    plane = weight_plane(cnn, images, y, directions=found, points=3, span=1e-3, metrics=("loss",))
+    loss = plane.of("loss")
+    bends = [loss[0, 1] + loss[2, 1] - 2 * loss[1, 1], loss[1, 0] + loss[1, 2] - 2 * loss[1, 1]]
+    torch.testing.assert_close(torch.stack(bends) / 1e-6, found.eigenvalues, rtol=1e-3, atol=1e-6)
+    assert plane.axes[0] == f"eigenvector of the Hessian at {found.eigenvalues[0]:.3g}"
+    with pytest.raises(
+        ValueError, match=r"directions is a Spectrum of the weights with k = 1, expected .* k = 2 or more"
+    ):
+        weight_plane(cnn, images, y, directions=spectrum(cnn, images, y, k=1), points=3)
+    with pytest.raises(ValueError, match="directions is a Spectrum of the inputs"):
+        weight_plane(cnn, images, y, directions=spectrum(cnn, images, y, k=2, of="inputs"), points=3)
 
 
 def test_what_cannot_be_normalised_is_refused(cnn):

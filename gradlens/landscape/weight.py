@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..ball import Ball
 from ..batches import BATCH, gathered
+from ..curvature import Spectrum
 from ..door import check_attack
 from ..model import frozen
 from ..types import ImagesLike, LabelsLike
@@ -20,7 +21,9 @@ from .walk import batch_norms, trainable
 from .weight_surface import WeightSurface
 
 BatchNorm = Literal["frozen", "reestimated"]
-WeightDirections = Normalization | WeightSurface | Trajectory | Mapping | Sequence | Tensor | Callable[..., Any]
+WeightDirections = (
+    Normalization | WeightSurface | Trajectory | Spectrum | Mapping | Sequence | Tensor | Callable[..., Any]
+)
 DEFAULT: tuple[Metric, ...] = ("loss", "error")
 
 
@@ -46,8 +49,9 @@ def weight_plane(
     `x`, `y` as in `pgd`; an iterable such as a DataLoader is read once and held, so that each cell sees the same
     samples, `batch` of them in the model at a time. `directions`: "filter", "layer" or "model", two independent random
     ones normalised so (`random_directions`); those of an earlier WeightSurface, as they are; a Trajectory, whose path
-    the grid covers, with a tenth to spare if span = 1; given ones, such as Hessian eigenvectors, each a dict by
-    parameter name or tensors in the order of the trainable parameters; or a function (model, x, y) that returns such.
+    the grid covers, with a tenth to spare if span = 1; a Spectrum of the weights, whose top eigenvectors they are;
+    given ones, each a dict by parameter name or tensors in the order of the trainable parameters; or a function
+    (model, x, y) that returns such.
 
     `metrics`, in one pass: "loss" (cross-entropy, nats), "error" (share), "reward" (mean p(y)), "attacked" (loss and
     error at the end of `steps` of PGD in `ball`, run anew in each cell), functions (model, x, y) -> one value a sample,
@@ -211,6 +215,17 @@ def _plane(model: nn.Module, given: Any, names: Sequence[str], span: float, poin
         spare = (high - low).amax() / 10
         limits = [(span * float(a), span * float(b)) for a, b in zip(low - spare, high + spare, strict=True)]
         given = given.directions
+    elif isinstance(given, Spectrum):
+        if given.of != "weights" or len(given.vectors) < count:
+            raise ValueError(
+                f"directions is a Spectrum of the {given.of} with k = {len(given.vectors)}, expected one of the "
+                f"weights with k = {count} or more"
+            )
+        axes, meaning = _pair(
+            [f"eigenvector of the Hessian at {value:.3g}" for value in given.eigenvalues[:count].tolist()],
+            "distance in weight space",
+        )
+        given = given.vectors[:count]
     vectors = given_directions(given, model, names, count)
     alpha, beta = (grid_axis(*limit, points) for limit in limits)
     return Plane(vectors, axes, meaning, alpha, beta if count == 2 else beta.new_zeros(1), path)

@@ -17,7 +17,19 @@ from torch import Tensor
 from ..landscape import Surface
 from .look import outer_labels, panels
 from .relief import surface3d
-from .scale import Limits, Over, axis_names, cells, colours_of, is_signed, label_of, levels_of, limits, refuse_line
+from .scale import (
+    Limits,
+    Over,
+    axis_names,
+    beyond_of,
+    cells,
+    colours_of,
+    is_signed,
+    label_of,
+    levels_of,
+    limits,
+    refuse_line,
+)
 
 
 def surface(
@@ -40,7 +52,9 @@ def surface(
     where there is no number. `ends` are those of the colour scale, see `limits`.
     """
     steps = levels_of(ends or limits([result], quantity=quantity, sample=sample, over=over), levels)
-    _contours(result, ax, steps, _beyond([result], steps, quantity, sample, over), quantity, sample, over, cmap, labels)
+    _contours(
+        result, ax, steps, beyond_of([result], steps, quantity, sample, over), quantity, sample, over, cmap, labels
+    )
     return ax
 
 
@@ -65,7 +79,7 @@ def surfaces(
     flat = panels(axes, list(results))
     ends = ends or limits(results.values(), quantity=quantity, sample=sample, over=over)
     steps = levels_of(ends, levels)
-    beyond = _beyond(results.values(), steps, quantity, sample, over)
+    beyond = beyond_of(results.values(), steps, quantity, sample, over)
     for ax, result in zip(flat, results.values(), strict=True):
         if ax.name == "3d":
             surface3d(result, ax, quantity=quantity, sample=sample, over=over, ends=ends, cmap=cmap).set(zlabel="")
@@ -164,17 +178,6 @@ def _isolines(ax: Axes, across: np.ndarray, up: np.ndarray, grid: np.ndarray, le
     finite = grid[np.isfinite(grid)]
     crossed = levels[(levels > finite.min()) & (levels < finite.max())] if len(finite) else levels[:0]
     return ax.contour(across, up, grid.T, crossed, **look) if len(crossed) else None
-
-
-def _beyond(
-    results: Iterable[Surface], levels: np.ndarray, quantity: str, sample: int | None, over: Over
-) -> Literal["neither", "min", "max", "both"]:
-    """Which ends of the scale some values pass, in contourf's words: the colour bar gets an arrow there."""
-    grids = np.concatenate([cells(result, quantity, sample, over).ravel() for result in results])
-    below, above = (grids < levels[0]).any(), (grids > levels[-1]).any()
-    if below and above:
-        return "both"
-    return "min" if below else "max" if above else "neither"
 
 
 def _frame_of_plane(result: Surface, ax: Axes, sample: int | None, undefined: np.ndarray) -> None:

@@ -77,6 +77,17 @@ def levels_of(ends: Limits, levels: int | Sequence[float] | np.ndarray) -> np.nd
     return np.array(MaxNLocator(int(levels)).tick_values(*ends))
 
 
+def beyond_of(
+    results: Iterable[Plane], levels: np.ndarray, quantity: str, sample: int | None = None, over: Over = "mean"
+) -> Literal["neither", "min", "max", "both"]:
+    """Which ends of the scale some values pass, in contourf's words: the colour bar gets an arrow there."""
+    grids = np.concatenate([cells(result, quantity, sample, over).ravel() for result in results])
+    below, above = (grids < levels[0]).any(), (grids > levels[-1]).any()
+    if below and above:
+        return "both"
+    return "min" if below else "max" if above else "neither"
+
+
 def is_signed(quantity: str, over: Over) -> bool:
     """Does 0 mean the decision boundary, so that it is drawn white?"""
     return quantity == "margin" and over != "spread"

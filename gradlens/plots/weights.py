@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from ..landscape import WeightSurface
 from .look import LABELS, colour, outer_labels, panels
-from .scale import Limits, axis_names, cells, levels_of, limits
+from .scale import Limits, axis_names, beyond_of, cells, levels_of, limits
 
 
 def weight_line(result: WeightSurface, ax: Axes, *, metric: str = "loss", name: str = "") -> Axes:
@@ -66,8 +66,9 @@ def weight_surfaces(
     """
     flat = panels(axes, list(results))
     steps = levels_of(ends or limits(results.values(), quantity=metric), levels)
+    extend = beyond_of(results.values(), steps, metric)
     for ax, result in zip(flat, results.values(), strict=True):
-        weight_surface(result, ax, metric=metric, levels=steps, path=path, extend="both" if ends else "neither")
+        weight_surface(result, ax, metric=metric, levels=steps, path=path, extend=extend)
     outer_labels(flat)
     flat[0].figure.colorbar(flat[0].collections[0], ax=flat, label=LABELS.get(metric, metric))
     return flat
