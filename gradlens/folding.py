@@ -17,7 +17,7 @@ from torch.autograd.graph import Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from .model import forward, logits
-from .types import Images
+from .types import Direction, Images
 
 NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d, nn.Linear: nn.BatchNorm1d}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -32,6 +32,7 @@ class Pair:
     norm: nn.Module
     weight: nn.Parameter
     bias: nn.Parameter
+    scale: Tensor  # what the norm multiplies each of the layer's outputs by
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,22 @@ class Folding:
                 layer._parameters.update(parameters)
             for pair in self.pairs:
                 vars(pair.norm).pop("forward", None)
+
+    def along(self, model: nn.Module, directions: Sequence[Direction]) -> "Folding":
+        """Without the pairs whose batch norm moves along these directions through weight space."""
+        moved = {name.rpartition(".")[0] for direction in directions for name in direction}
+        norms = {module for name, module in model.named_modules() if name in moved}
+        return Folding(tuple(pair for pair in self.pairs if pair.norm not in norms))
+
+    def turned(self, model: nn.Module, direction: Direction) -> Direction:
+        """A direction through weight space as the folded layers take it: what multiplies the weights, multiplies it."""
+        scales = {pair.layer: pair.scale for pair in self.pairs}
+        layers = {name: scales[module] for name, module in model.named_modules() if module in scales}
+        found = {name: layers.get(name.rpartition(".")[0]) for name in direction}
+        return {
+            name: d if (s := found[name]) is None else d * s.to(d).view(-1, *[1] * (d.ndim - 1))
+            for name, d in direction.items()
+        }
 
 
 def folding(model: nn.Module, x: Images) -> Folding:
@@ -144,7 +161,8 @@ def _pair(layer: Any, norm: Any, layout: torch.memory_format) -> Pair:
     weight, bias = (t.detach().to(layer.weight.dtype) for t in fused)
     if weight.ndim == 4:
         weight = weight.contiguous(memory_format=layout)
-    return Pair(layer, norm, nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False))
+    scale = (wide(norm.running_var) + norm.eps).rsqrt() * (1.0 if norm.weight is None else wide(norm.weight))
+    return Pair(layer, norm, nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False), scale)
 
 
 @torch.no_grad()

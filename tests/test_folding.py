@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 import gradlens as gl
 from gradlens import batches
 from gradlens.folding import Folding, folding
+from gradlens.landscape import survey
 from gradlens.losses import cross_entropy
 from gradlens.model import frozen, input_gradient
 
@@ -170,3 +171,44 @@ def test_measurements_do_not_notice_and_say_so(measure, monkeypatch) -> None:
             torch.tensor(left[name].to_numpy(float)), torch.tensor(right[name].to_numpy(float)),
             rtol=1e-6, atol=1e-8, equal_nan=True, msg=name,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["filter", "bias", "norm"])
+def test_planes_through_weight_space_do_not_notice(way, monkeypatch) -> None:
+    """Filters, biases of folded layers, and a batch norm's own weight, which cannot be folded away where it moves."""
+    model, x, y = trained(small(nn.BatchNorm2d(6))), pixels(5, 3, 8, 8), torch.arange(5)
+    model.requires_grad_(True)
+    weight, bias, gain = model[0].weight.detach(), model[0].bias.detach(), model[1].weight.detach()
+    directions = {
+        "filter": "filter",
+        "bias": [{"0.bias": bias.flip(0)}, {"0.weight": weight.flip(0), "4.bias": torch.arange(5.0).double()}],
+        "norm": [{"1.weight": gain.flip(0)}, {"0.weight": weight.flip(0)}],
+    }[way]
+
+    def plane() -> gl.WeightSurface:
+        return gl.weight_plane(
+            model, x, y, gl.Ball(0.05), directions=directions, points=3, steps=2,
+            metrics=("loss", "error", "attacked"), generator=torch.Generator().manual_seed(1),
+        )  # fmt: skip
+
+    folded = plane()
+    assert folded.made.folded == (0 if way == "norm" else 1)
+    assert folded.centre_error.max() < 1e-12
+    monkeypatch.setattr(survey, "folding", lambda *_: Folding())
+    plain = plane()
+    assert plain.values.amax() - plain.values.amin() > 0.1
+    torch.testing.assert_close(folded.values, plain.values, rtol=1e-9, atol=1e-10)
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(folded.directions, plain.directions, strict=True) for k in a)
+
+
+def test_a_user_s_metric_sees_the_model_s_own_weights() -> None:
+    model, x, y = trained(small(nn.BatchNorm2d(6))), pixels(5, 3, 8, 8), torch.arange(5)
+    model.requires_grad_(True)
+
+    def size(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return model[0].weight.norm().expand(len(x))
+
+    line = gl.weight_line(
+        model, x, y, directions=[{"4.bias": torch.ones(5).double()}], points=3, metrics=("loss", size)
+    )
+    torch.testing.assert_close(line.of("size"), model[0].weight.detach().norm().expand(3, 1))

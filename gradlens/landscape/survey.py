@@ -1,5 +1,6 @@
 """The walk over a grid in weight space, common to lines, planes and interpolations."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..door import PROBE
+from ..folding import Folding, folding
 from ..provenance import digest, made
 from ..types import Axis, Direction, MetricPlaces, PerMetric, Places
 from . import adaptive
@@ -55,8 +58,12 @@ def survey(
     plain: PerMetric,
     path_values: MetricPlaces,
     generator: torch.Generator | None = None,
+    folds: bool = False,
 ) -> WeightSurface:
-    """Measure the plane and say how it was made; for use within `frozen`."""
+    """Measure the plane and say how it was made; for use within `frozen`.
+
+    `folds`: nobody but our own metrics looks at the model, and batch norm stays, so it may be folded away.
+    """
     device = str(data.batches[0][0].device)
     record = made(call, model, data.fingerprint, device, generator, **options, adaptive=tolerance)
     drawn = digest(*(part for d in plane.directions for name, t in d.items() for part in (name, t)))
@@ -72,9 +79,12 @@ def survey(
     ledger = Ledger(resume, key, (len(gauge.names), *shape))
 
     total = math.prod(shape) if tolerance is None else None
+    fold = folding(model, data.batches[0][0][:PROBE]).along(model, plane.directions) if folds else Folding()
+    record = dataclasses.replace(record, folded=len(fold.pairs))
     with ExitStack() as stack:
         stack.callback(ledger.flush)  # also when interrupted
-        place = stack.enter_context(moving(model, plane.directions))
+        stack.enter_context(fold())
+        place = stack.enter_context(moving(model, [fold.turned(model, d) for d in plane.directions]))
         reestimate = stack.enter_context(reestimating(model))
         bar = stack.enter_context(tqdm(desc=call, unit="cell", delay=3, disable=None, total=total))
 

@@ -195,6 +195,7 @@ def _around(
             model, data, plane, measured, batchnorm=batchnorm, tolerance=adaptive, resume=resume,
             call="weight_plane" if count == 2 else "weight_line", options=options, plain=plain,
             path_values=torch.full((len(plain), len(plane.path)), torch.nan, dtype=torch.float64), generator=generator,
+            folds=batchnorm == "frozen" and all(isinstance(metric, str) for metric in metrics),
         )  # fmt: skip
 
 
