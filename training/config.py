@@ -62,7 +62,9 @@ class Config:
     baseline: Baseline = "none"
     """Taken off the reward: nothing, its running mean, the reward of the likeliest action, or its expectation."""
     importance_weight: bool = False
-    """Weigh each action by policy / behaviour, which takes the exploration out of the expected gradient."""
+    """Weigh each action by policy / behaviour, which takes the exploration out of the expected gradient. Without it, a
+    reward below 0 for actions that only exploration takes (a baseline, several actions, reward plus-minus) pushes
+    their logits down without end."""
     actions: int = 1
     """Actions drawn a sample; several are compared with each other: (reward - mean) / std of the group."""
     entropy_bonus: float = 0.0
