@@ -6,6 +6,7 @@ import hashlib
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .ball import Ball
-from .door import PROBE, admit, check_ball, check_images, check_labels, lacks_memory
+from .door import PROBE, admit, check_ball, check_count, check_images, check_labels, lacks_memory
 from .draws import Draws, keys, seed
 from .folding import Folding, folding
 from .model import frozen
 from .provenance import Made, made
-from .types import Images, ImagesLike, Labels, LabelsLike
+from .types import Images, ImagesLike, Labels, LabelsLike, Logits
 
 Result = TypeVar("Result")
 BATCH = 256  # images in the model at a time, where the caller does not say
@@ -32,7 +33,28 @@ class Chunk(NamedTuple):
     y: Labels
     where: slice
     draws: Callable[[], Draws]  # random streams of these samples; asking for them advances the caller's generator
-    folded: Folding  # within `with chunk.folded():` the model is faster, and the same to rounding
+    folded: Callable[
+        [], AbstractContextManager[None]
+    ]  # within `with chunk.folded():` the model is the same, but faster
+
+
+class Folder:
+    """Folds batch norms away for chunk after chunk, where a chunk's own answers stay what they are."""
+
+    def __init__(self, model: nn.Module, *, may_fold: bool) -> None:
+        self.model = model
+        self.found: Folding | None = None if may_fold else Folding()
+        self.fits: tuple[Images, Folding] | None = None  # the last chunk, and what of `found` suits it
+        self.folded = 0  # batch norms that were folded in some chunk
+
+    def __call__(self, x: Images, answer: Logits) -> AbstractContextManager[None]:
+        """To be entered while `x` is measured, to which the model as it is gives this answer."""
+        if self.found is None:
+            self.found = folding(self.model, x[:PROBE])
+        if self.fits is None or self.fits[0] is not x:
+            self.fits = (x, self.found if self.found.holds(self.model, x, answer) else Folding())
+            self.folded = max(self.folded, len(self.fits[1].pairs))
+        return self.fits[1]()
 
 
 def measured(
@@ -54,13 +76,13 @@ def measured(
     fit into memory is halved, which is said once. Raises ValueError as the door does.
     """
     check_ball(ball)
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch is {batch}, expected at least 1")
+    if batch is not None:
+        check_count("batch", batch)
     seeded = functools.cache(lambda: seed(generator))
     parts: list[Result] = []
     fingerprint = hashlib.sha256()
     offset, size = 0, batch or BATCH
-    fold: Folding | None = None
+    folder = Folder(model, may_fold=not stochastic)
     with frozen(model), tqdm(desc=call, unit="sample", delay=3, disable=None, total=_length(x)) as bar:
         for images, labels in _blocks(model, x, y, ball):
             start = 0
@@ -69,12 +91,13 @@ def measured(
                 where = slice(offset + start, offset + start + len(part))
                 try:
                     given = None if labels is None else labels[start : start + size]
-                    given = admit(model, part, given, stochastic=stochastic, probe=not parts, offset=where.start)
+                    given, answer = admit(
+                        model, part, given, stochastic=stochastic, probe=not parts, offset=where.start
+                    )
                     hashes = keys(part)
                     draws = functools.cache(lambda hashes=hashes: Draws.of(seeded(), hashes))
-                    if fold is None:
-                        fold = Folding() if stochastic else folding(model, part[:PROBE])
-                    parts.append(run(Chunk(part, given, where, draws, fold)))
+                    folded = functools.partial(folder, part, answer)
+                    parts.append(run(Chunk(part, given, where, draws, folded)))
                 except (RuntimeError, MemoryError) as error:
                     size = smaller(size, len(part), error)
                     continue
@@ -83,10 +106,10 @@ def measured(
                 start += len(part)
                 bar.update(len(part))
             offset += len(images)
-        if not parts or fold is None:
+        if not parts:
             raise ValueError("x yields no images, expected at least one batch")
         record = made(call, model, fingerprint.hexdigest()[:16], str(part.device), generator, **options)
-        record = dataclasses.replace(record, folded=len(fold.pairs))
+        record = dataclasses.replace(record, folded=folder.folded)
     return _signed(join(parts), record)
 
 
@@ -112,7 +135,7 @@ def gathered(
         for start in range(0, len(block), batch):
             part = block[start : start + batch]
             known = None if given is None else given[start : start + batch]
-            known = admit(model, part, known, probe=offset == 0, offset=offset)
+            known, _ = admit(model, part, known, probe=offset == 0, offset=offset)
             for mark, label in zip(keys(part), known.tolist(), strict=True):
                 fingerprint.update(mark + label.to_bytes(8, "little", signed=True))
             labels.append(known)

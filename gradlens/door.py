@@ -1,6 +1,7 @@
 """The door: what every measurement relies on is checked here, once, in the caller's words."""
 
 import math
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -77,13 +78,18 @@ def check_attack(
     """
     check_ball(ball)
     for name, count in (("steps", steps), ("restarts", restarts), ("samples", samples)):
-        if count < 1:
-            raise ValueError(f"{name} is {count}, expected at least 1")
-    if step_size is not None and not (step_size > 0 and math.isfinite(step_size)):
-        raise ValueError(f"step_size is {step_size}, expected a positive number of pixels")
-    if not momentum >= 0:
-        raise ValueError(f"momentum is {momentum}, expected 0 or more")
+        check_count(name, count)
+    if step_size is not None and not (isinstance(step_size, Real) and step_size > 0 and math.isfinite(step_size)):
+        raise ValueError(f"step_size is {step_size!r}, expected a positive number of pixels")
+    if not (isinstance(momentum, Real) and momentum >= 0 and math.isfinite(momentum)):
+        raise ValueError(f"momentum is {momentum!r}, expected 0 or a positive number")
     return 2.5 * ball.eps / steps if step_size is None else step_size
+
+
+def check_count(name: str, count: object, least: int = 1) -> None:
+    """Raises ValueError for anything but a whole number of at least `least`."""
+    if not isinstance(count, Integral) or isinstance(count, bool) or count < least:
+        raise ValueError(f"{name} is {count!r}, expected at least {least}, a whole number")
 
 
 @torch.no_grad()
@@ -96,8 +102,8 @@ def predict(model: nn.Module, x: ImagesLike, *, ball: Ball = Ball()) -> Labels:
 @torch.no_grad()
 def admit(
     model: nn.Module, x: Images, y: Labels | None, *, stochastic: bool = False, probe: bool = True, offset: int = 0
-) -> Labels:
-    """The labels, the model's own predictions if there are none, once the model's answers to `x` have been checked.
+) -> tuple[Labels, Logits]:
+    """The labels, the model's own predictions if there are none, and its answers to `x`, once they have been checked.
 
     `stochastic` admits a model that answers differently on each pass; without `probe` that is not looked at again.
     To be called within `frozen`. Raises ValueError naming the argument, what came and what was expected.
@@ -107,13 +113,13 @@ def admit(
         _refuse_random(model, x[:PROBE])
         _refuse_mixing(model, x[:PROBE])
     if y is None:
-        return answer.argmax(1)
+        return answer.argmax(1), answer
     if y.amin() < 0 or y.amax() >= answer.shape[1]:
         raise ValueError(
             f"y spans {int(y.amin())}..{int(y.amax())}, expected class numbers in 0..{answer.shape[1] - 1}, "
             f"as the model has {answer.shape[1]} outputs"
         )
-    return y
+    return y, answer
 
 
 def lacks_memory(error: Exception) -> bool:
@@ -145,7 +151,8 @@ def check_answer(model: nn.Module, x: Images, *, name: str = "x", offset: int = 
             f"model returns NaN or infinite logits for {int(bad.sum())} of {len(x)} samples, the first of "
             f"them sample {offset + int(bad.nonzero()[0])}; expected finite logits"
         )
-    if answer.amin() >= 0 and len(answer) > 1 and ((answer.sum(1) - 1).abs() < 1e-4).all():
+    # of a single sample, logits such as (0, 1) are no reason for suspicion
+    if answer.amin() >= 0 and (len(answer) > 1 or answer.amin() > 0) and ((answer.sum(1) - 1).abs() < 1e-4).all():
         raise ValueError(
             "model returns probabilities (each row is positive and sums to 1), expected logits; leave the softmax out, "
             "its saturation would be measured instead of the model"

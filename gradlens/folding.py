@@ -1,8 +1,9 @@
 """Batch norms folded into the layers before them while a measurement runs: the same function, in less time.
 
 The caller's own forward pass runs, hooks and all; only the numbers in the two layers of a pair change places, and are
-back afterwards. A pair is folded where the pass itself shows that nothing else can tell, and the whole is used only if
-it then answers as before, to rounding.
+back afterwards. A pair is folded where the pass itself shows that nothing else can tell, and the whole is used only for
+images on which it then answers as before, to rounding. Rounding can decide the sign of a gradient near 0, and so the
+way of a single sample's attack, as another batch size or another machine can.
 """
 
 from collections import Counter
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from .door import lacks_memory
 from .model import forward, logits
-from .types import Direction, Images
+from .types import Direction, Images, Logits
 
 NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d, nn.Linear: nn.BatchNorm1d}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -56,6 +58,19 @@ class Folding:
             for pair in self.pairs:
                 vars(pair.norm).pop("forward", None)
 
+    @torch.no_grad()
+    def holds(self, model: nn.Module, x: Images, before: Logits) -> bool:
+        """Does the folded model give `x` these logits, to rounding? Its pairs were found on other images."""
+        if not self.pairs:
+            return True
+        try:
+            with self():
+                return same_answer(logits(model, x), before)
+        except Exception as error:  # the model looks at what was folded away
+            if lacks_memory(error):
+                raise
+            return False
+
     def along(self, model: nn.Module, directions: Sequence[Direction]) -> "Folding":
         """Without the pairs whose batch norm moves along these directions through weight space."""
         moved = {name.rpartition(".")[0] for direction in directions for name in direction}
@@ -76,7 +91,8 @@ class Folding:
 def folding(model: nn.Module, x: Images) -> Folding:
     """What of a frozen `model` can be folded, as its answers to the images `x` show."""
     kinds = {p.dtype for p in model.parameters()}
-    if not kinds <= {torch.float32, torch.float64} or any(hasattr(m, "_orig_mod") for m in model.modules()):
+    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+    if compiled or not kinds <= {torch.float32, torch.float64}:
         return Folding()  # half precision would be rounded elsewhere; a compiled model would be compiled again
     try:
         found = _found(model, x)
@@ -165,16 +181,40 @@ def _pair(layer: Any, norm: Any, layout: torch.memory_format) -> Pair:
     return Pair(layer, norm, nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False), scale)
 
 
-@torch.no_grad()
 def _agrees(model: nn.Module, fold: Folding, x: Images) -> bool:
-    """Does the folded model answer as before, to rounding?"""
-    before = logits(model, x)
+    """Does the folded model answer as before, to rounding, and has its answer the gradient it had?"""
+    before, slope = _answer(model, x)
     try:
         with fold():
-            gap = (logits(model, x) - before).abs().amax()
-    except RuntimeError:
+            after, turned = _answer(model, x)
+    except Exception:  # the model looks at what was folded away
         return False
-    return bool(gap <= ROUNDING * torch.finfo(before.dtype).eps * before.abs().amax())
+    return same_answer(after, before) and _gap(turned, slope) <= 10 * ROUNDING * torch.finfo(slope.dtype).eps
+
+
+def _answer(model: nn.Module, x: Images) -> tuple[Logits, Images]:
+    """Logits, and the gradient of a sum of them that no softmax can flatten."""
+    x = x.detach().clone().requires_grad_(True)
+    answer = logits(model, x)
+    mix = torch.linspace(-1, 1, answer.shape[1], device=answer.device, dtype=answer.dtype).cos()
+    (slope,) = torch.autograd.grad((answer * mix).sum(), x, materialize_grads=True)
+    return answer.detach(), slope
+
+
+def same_answer(after: Logits, before: Logits) -> bool:
+    """Do these logits differ by rounding only, sample by sample? What all classes have in common does not count."""
+    size = before.abs().amax(1, keepdim=True)
+    spread = (before - before.mean(1, keepdim=True)).abs().amax(1, keepdim=True)
+    # logits far from 0 are rounded by their size, which may be all that their differences are
+    allowed = ROUNDING * torch.finfo(before.dtype).eps * torch.maximum(spread, 0.01 * size)
+    return bool(((after - before).abs() <= allowed).all())
+
+
+def _gap(after: Images, before: Images) -> float:
+    """Largest distance of two gradients, in lengths of the first; nan where both are zero counts as none."""
+    length = before.flatten(1).norm(dim=1)
+    gap = (after - before).flatten(1).norm(dim=1) / length.where(length > 0, 1.0)
+    return float(gap.amax())
 
 
 def _same(x: Tensor) -> Tensor:

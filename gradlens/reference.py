@@ -83,7 +83,7 @@ def weight_surface(model: nn.Module, x: ImagesLike, y: LabelsLike, surface: Weig
         )
     with frozen(model):
         images = check_images(model, x, Ball(low=-torch.inf, high=torch.inf))
-        labels = admit(model, images, check_labels(y, len(images), images.device))
+        labels, _ = admit(model, images, check_labels(y, len(images), images.device))
     metric = loss_landscapes.metrics.Loss(nn.CrossEntropyLoss(), images, labels)
     walked, rows = (surface.alpha, [None]) if len(surface.beta) == 1 else (surface.beta, surface.alpha.tolist())
     step = float(walked[1] - walked[0])
@@ -162,10 +162,11 @@ def spectrum(
 
 
 def sharpness(model: nn.Module, x: ImagesLike, y: LabelsLike, *, seed: int = 0, ball: Ball = Ball()) -> float:
-    """Largest eigenvalue of the Hessian of the mean cross-entropy in all weights, by pyhessian's power iteration.
+    """Eigenvalue of largest size of the Hessian of the mean cross-entropy in all weights, by pyhessian.
 
-    In nats per squared weight; relative tolerance 1e-3. Runs on a copy of the model as `spectrum` does. Raises
-    ValueError for bad images or labels, as `gradlens.pgd` does.
+    The largest one, unless a negative one is larger in size. In nats per squared weight; relative tolerance 1e-3 of
+    its power iteration. Runs on a copy of the model as `spectrum` does. Raises ValueError for bad images or labels, as
+    `gradlens.pgd` does.
     """
     with _estimator(model, x, y, cross_entropy, None, None, seed, ball) as (estimator, _):
         values, _ = estimator.eigenvalues(maxIter=200, tol=1e-3, top_n=1)
@@ -186,7 +187,7 @@ def _estimator(
     """pyhessian on a copy of the model, over batches where the samples are more than one."""
     with frozen(model):
         images = check_images(model, x, ball)
-        labels = admit(model, images, check_labels(y, len(images), images.device))
+        labels, _ = admit(model, images, check_labels(y, len(images), images.device))
     twin = copy.deepcopy(model).eval().requires_grad_(names is None)
     twin = twin.float() if images.dtype == torch.float32 else twin
     weights = {name: p for name, p in twin.named_parameters() if names is None or name in names}

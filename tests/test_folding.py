@@ -187,8 +187,8 @@ def test_planes_through_weight_space_do_not_notice(way, monkeypatch) -> None:
 
     def plane() -> gl.WeightSurface:
         return gl.weight_plane(
-            model, x, y, gl.Ball(0.05), directions=directions, points=3, steps=2,
-            metrics=("loss", "error", "attacked"), generator=torch.Generator().manual_seed(1),
+            model, x, y, directions=directions, points=3, metrics=("loss", "error"),
+            generator=torch.Generator().manual_seed(1),
         )  # fmt: skip
 
     folded = plane()
@@ -212,3 +212,51 @@ def test_a_user_s_metric_sees_the_model_s_own_weights() -> None:
         model, x, y, directions=[{"4.bias": torch.ones(5).double()}], points=3, metrics=("loss", size)
     )
     torch.testing.assert_close(line.of("size"), model[0].weight.detach().norm().expand(3, 1))
+
+
+class Dark(nn.Module):
+    """Lets the bare convolution through where an image is dark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.end = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bare = self.conv(x)
+        out, dark = self.norm(bare), x.mean((1, 2, 3)) < 0.5
+        if dark.any():
+            out = out + torch.where(dark[:, None, None, None], bare, torch.zeros_like(bare))
+        return self.end(out.mean((2, 3)))
+
+
+def test_images_on_which_the_folded_model_is_another_are_measured_as_it_is() -> None:
+    model, bright = trained(Dark()), 0.6 + 0.3 * pixels(20, 3, 8, 8)
+    x, y = torch.cat([bright, 0.3 * pixels(4, 3, 8, 8)]), torch.arange(24) % 5
+    together, apart = gl.pgd(model, x, y, batch=8), gl.pgd(model, x[20:], y[20:])
+    assert (gl.pgd(model, bright, y[:20]).made.folded, together.made.folded, apart.made.folded) == (1, 1, 0)
+    torch.testing.assert_close(together.margin[:, 20:], apart.margin, rtol=1e-9, atol=1e-9)
+    whole = gl.pgd(model, x, y)
+    torch.testing.assert_close(whole.margin[:, 20:], apart.margin, rtol=1e-9, atol=1e-9)
+
+
+class Strict(nn.Module):
+    """Insists on a convolution without a bias, which a folded one has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.conv.bias is None
+        return self.norm(self.conv(x)).mean((2, 3))
+
+
+def test_a_model_that_looks_at_its_layers_is_measured_as_it_is() -> None:
+    assert gl.pgd(trained(Strict()), pixels(3, 3, 8, 8), [0, 1, 2]).made.folded == 0
+
+
+def test_a_compiled_model_is_kept() -> None:
+    model = trained(small(nn.BatchNorm2d(6)))
+    model.compile()
+    with frozen(model):
+        assert folding(model, pixels(4, 3, 8, 8)).pairs == ()

@@ -180,11 +180,17 @@ def test_a_sample_without_a_direction_does_not_touch_the_others(generator):
     x = 0.3 + 0.2 * torch.rand(3, 4, generator=generator)
     x[1, 0] = 0
     model = Partly(torch.tensor([0.0, 1.0, 1.0, 1.0]))
-    result = input_plane(model, x, LABEL_0, Ball(0.01), points=3, generator=generator)
+    result = input_plane(model, x, LABEL_0, Ball(0.01), points=3, span=1.0, generator=generator)
     assert result.loss.isnan().all((0, 1)).tolist() == [False, True, False]
     assert result.sharpness.isnan().tolist() == [False, True, False]
     assert result.centre_error < 1e-6
     assert not result.loss[:, :, [0, 2]].isnan().any()
+
+
+def test_sharpness_is_undefined_where_the_grid_does_not_reach_one_eps(quadratic, x):
+    assert input_plane(quadratic, x, LABEL_0, BALLS[0], points=5, span=3.0).sharpness.isnan().all()
+    assert input_plane(quadratic, x, LABEL_0, BALLS[0], points=7, span=3.0).sharpness.isfinite().all()
+    assert input_plane(quadratic, x, LABEL_0, BALLS[0], span=0.5).sharpness.isnan().all()
 
 
 def test_sharpness_is_the_largest_rise_within_one_eps(quadratic, x, generator):

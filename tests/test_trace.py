@@ -152,3 +152,16 @@ def test_bad_knobs_are_named(options, message, cnn, images, labels) -> None:
 def test_a_constant_model_is_all_undefined() -> None:
     trace = gl.pgd(Constant([2.0, 0.0]), torch.rand(3, 4), None, BALL, steps=2)
     assert (trace.undefined == 1).all() and trace.vanished.all()
+
+
+def test_restarts_with_targets_keep_the_run_in_which_the_target_led_by_most(cnn, images):
+    ball, targets = gl.Ball(0.3), torch.tensor([1, 2, 3, 0, 1, 2])
+    y = torch.zeros(6, dtype=torch.long).where(targets != 0, torch.ones(6, dtype=torch.long))
+    options = {"steps": 3, "targets": targets, "step_size": 0.05}
+    several = gl.pgd(cnn, images, y, ball, restarts=6, generator=torch.Generator().manual_seed(3), **options)
+    alone = gl.pgd(cnn, images, y, ball, **options)
+    z = cnn(several.best).detach()
+    others = z.scatter(1, targets[:, None], -torch.inf).amax(1)
+    torch.testing.assert_close(several.lead, z.gather(1, targets[:, None])[:, 0] - others)
+    assert (several.lead >= alone.lead).all() and (several.lead > alone.lead).any()
+    assert (several.reached | ~alone.reached).all()

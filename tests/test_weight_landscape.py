@@ -389,7 +389,9 @@ def test_an_adaptive_plane_is_the_full_one_within_its_bound_for_a_third_of_the_c
     error = (sparse.values - full.values).abs().flatten(1).amax(1)
     assert (error <= sparse.bound).all() and (sparse.bound <= 0.01 * span).all()
     assert torch.equal(sparse.values[:, sparse.measured], full.values[:, sparse.measured])
-    assert f"{sparse.evaluations} of 2601 cells measured, the others within {sparse.bound[0]:.1e} (loss)" in str(sparse)
+    assert f"{sparse.evaluations} of 2601 cells measured, the others within about {sparse.bound[0]:.1e} (loss)" in str(
+        sparse
+    )
 
 
 def test_a_plane_through_a_trajectory_covers_it_and_meets_checkpoints_in_the_plane(images, labels):
@@ -506,3 +508,15 @@ def test_models_that_cannot_be_joined_are_refused(cnn, images, labels):
         interpolate([cnn, other], images, labels, beyond=-1.0)
     with pytest.raises(ValueError, match="y is None and x brings no labels"):
         interpolate([cnn, other], images)
+
+
+def test_resume_tells_metrics_of_one_name_apart(cnn, images, tmp_path):
+    def measure(value):
+        def metric(model, x, y):
+            return torch.full((len(x),), value)
+
+        return weight_line(cnn, images, [0] * 6, points=3, metrics=(metric,), resume=tmp_path / "cells")
+
+    assert measure(0.0).values.unique().tolist() == [0.0]
+    with pytest.raises(ValueError, match="cells"):
+        measure(1.0)

@@ -1,8 +1,10 @@
 """One frozen record is the command line, the run and what is written beside its weights."""
 
 import difflib
+import math
+import typing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from training.augment import AUGMENTATIONS
 from training.policy import Baseline, Coin, PolicyGradient, Reward
@@ -90,7 +92,16 @@ class Config:
     """Epochs of the run before its -adv phases really attack."""
 
     def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            _check(name, getattr(self, name), kind)
         for name, is_right, expected in (
+            ("seed", self.seed >= 0, "0 or more"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("eps", self.eps is None or self.eps > 0, "a positive number of pixels, or nothing"),
+            ("entropy_bonus", self.entropy_bonus >= 0, "0 or more"),
+            ("adversarial_weight", self.adversarial_weight >= 0, "0 or more"),
+            ("beta", self.beta >= 0, "0 or more"),
+            ("adversarial_from", self.adversarial_from >= 0, "a number of epochs, or 0"),
             ("batch", self.batch >= 2, "at least 2"),
             ("lr", self.lr > 0, "a positive number"),
             ("lr_end", 0 <= self.lr_end <= 1, "a share of the peak in [0, 1]"),
@@ -103,10 +114,8 @@ class Config:
         ):
             if not is_right:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected {expected}")
-        if self.augment is not None and self.augment not in AUGMENTATIONS:
-            near = difflib.get_close_matches(self.augment, AUGMENTATIONS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"augment is {self.augment!r}, expected one of {', '.join(AUGMENTATIONS)}{hint}")
+        if self.augment is not None:
+            _check("augment", self.augment, Literal[tuple(AUGMENTATIONS)])
         _ = self.policy  # checks its own knobs
 
     @property
@@ -120,3 +129,21 @@ class Config:
             actions=self.actions,
             entropy_bonus=self.entropy_bonus,
         )
+
+
+def _check(name: str, value: Any, kind: Any) -> None:
+    """Is this knob of its type, one of its choices, a finite number? A sweep file or a script may say anything."""
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}{hint}")
+        return
+    kinds = typing.get_args(kind) or (kind,)
+    whole_for_float = type(value) is int and float in kinds
+    if type(value) not in kinds and not whole_for_float:
+        names = " or ".join("nothing" if k is type(None) else k.__name__ for k in kinds)
+        raise ValueError(f"{name} is {value!r}, expected {names}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}, expected a finite number")

@@ -65,6 +65,12 @@ def start(config: Config, dataset: data.Data) -> Training:
     phases = schedule.parse(config.schedule)
     if config.warmup >= sum(phase.epochs for phase in phases):
         raise ValueError(f"warmup is {config.warmup} epochs, expected fewer than {config.schedule!r} has")
+    epochs = sum(phase.epochs for phase in phases)
+    if any(phase.is_adversarial for phase in phases) and config.adversarial_from >= epochs:
+        raise ValueError(
+            f"adversarial_from is {config.adversarial_from}, expected fewer epochs than the {epochs} of "
+            f"{config.schedule!r}, which would never attack"
+        )
     fabric = processes.launch(config)
     fabric.seed_everything(config.seed, verbose=False)
     model = processes.share_statistics(checkpoint.build(config, dataset), fabric)

@@ -36,8 +36,8 @@ def pgd(
     `x` is (batch, ...) with pixels in the ball's box, or an iterable of (images, labels) such as a DataLoader; `y`
     (batch,) class numbers, None takes the model's predictions. `step_size` is in pixels, of the ball's norm, and
     defaults to 2.5 eps / steps; every step has that length unless the gradient is exactly zero. `start` defaults to
-    `x` itself; further `restarts` begin at points drawn uniformly from the ball, and each sample keeps the run whose
-    best point has the largest margin. `samples` > 1 averages the gradient over that many passes of a random model
+    `x` itself; further `restarts` begin at points drawn uniformly from the ball, and each sample keeps the run that
+    led by most (`PGDTrace.lead`). `samples` > 1 averages the gradient over that many passes of a random model
     (EOT, Athalye et al. 2018). `momentum` is the decay of MI-FGSM (Dong et al. 2018). With `targets` (batch,) the
     loss towards them is descended. `batch` images are in the model at a time.
 
@@ -93,7 +93,7 @@ def climb(
     points: list[Point] = []
     moves: list[Step] = []
     directions: list[Images] = []
-    best, best_margin = point, torch.full_like(x.flatten(1)[:, 0], -torch.inf)
+    best, lead = point, torch.full_like(x.flatten(1)[:, 0], -torch.inf)
     grad, velocity = torch.zeros_like(x), torch.zeros_like(x)
     for step in range(steps + 1):
         before = point
@@ -107,9 +107,9 @@ def climb(
             first = grad
         else:
             moves.append(_turn(directions, l2(point - before)))
-        better = points[-1].margin > best_margin
-        best = torch.where(expand(better, x), point, best)
-        best_margin = torch.where(better, points[-1].margin, best_margin)
+        now = points[-1].margin if targets is None else -margin(logits, targets)
+        best = torch.where(expand(now > lead, x), point, best)
+        lead = torch.where(now > lead, now, lead)
     way = unit(point - x)
     count = torch.full_like(y, samples * (steps + 1))
     sums = [d.nan_to_num(0.0) for d in directions]
@@ -118,7 +118,7 @@ def climb(
         cosine_final=torch.stack([_dot(d, way) for d in directions[:-1]]),
         path_dispersion=1 - l2(torch.stack(sums).sum(0)) / sum((d != 0).flatten(1).any(1) for d in sums),
         direction_sum=torch.stack([d.sum(0) for d in sums]),
-        restart_agreement=torch.full_like(best_margin, torch.nan), forwards=count, backwards=count,
+        lead=lead, restart_agreement=torch.full_like(lead, torch.nan), forwards=count, backwards=count,
         **{name: torch.stack(values) for name, values in zip(Point._fields, zip(*points, strict=True), strict=True)},
         **{name: torch.stack(values) for name, values in zip(Step._fields, zip(*moves, strict=True), strict=True)},
     )  # fmt: skip

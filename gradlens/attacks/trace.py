@@ -61,7 +61,8 @@ class PGDTrace:
 
     clean: Images
     adversarial: Images  # point T
-    best: Images  # the visited point with the largest margin
+    best: Images  # the visited point with the largest margin or, with targets, where the target led by most
+    lead: PerSample  # by how much, in logits: the margin there, or the target's logit less the best other one
     gradient: Images  # g_0, the loss's gradient at the start, in the loss's unit a pixel
     labels: Labels
     targets: Labels | None  # classes that a targeted attack wanted
@@ -156,11 +157,11 @@ class PGDTrace:
 
 
 def strongest(runs: list[PGDTrace]) -> PGDTrace:
-    """For each sample, the run whose best point has the largest margin; what all runs cost together."""
-    chosen = torch.stack([run.margin.nan_to_num(-torch.inf).amax(0) for run in runs]).argmax(0)
+    """For each sample, the run whose best point leads by most; what all runs cost together."""
+    chosen = torch.stack([run.lead for run in runs]).argmax(0)
     everyone = torch.arange(len(chosen), device=chosen.device)
     fields: dict[str, Any] = {}
-    for name in ("adversarial", "best", "gradient", "path_dispersion"):
+    for name in ("adversarial", "best", "lead", "gradient", "path_dispersion"):
         fields[name] = torch.stack([getattr(run, name) for run in runs])[chosen, everyone]
     for name in (*Point._fields, *Step._fields, "cosine_final"):
         fields[name] = torch.stack([getattr(run, name) for run in runs])[chosen, :, everyone].T

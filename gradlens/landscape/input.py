@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ball import Ball, expand
 from ..batches import Chunk, measured
-from ..door import check_attack
+from ..door import check_attack, check_count
 from ..losses import cross_entropy, margin
 from ..model import logits, per_sample, predictive_entropy
 from ..provenance import UNSIGNED
@@ -27,7 +27,7 @@ def input_plane(
     *,
     directions: Directions = "adversarial",
     span: float = 3.0,
-    points: int = 51,
+    points: int = 49,
     loss: Loss = cross_entropy,
     steps: int = 20,
     box: Box = "mark",
@@ -65,7 +65,7 @@ def input_line(
     *,
     directions: Directions = "adversarial",
     span: float = 3.0,
-    points: int = 51,
+    points: int = 49,
     loss: Loss = cross_entropy,
     steps: int = 20,
     box: Box = "mark",
@@ -97,12 +97,12 @@ def _slice(
     size = check_attack(ball, steps=steps, step_size=None)
     if not (span > 0 and math.isfinite(span)):
         raise ValueError(f"span is {span}, expected a positive number of eps")
+    check_count("points", points)
     if points < 3 or points % 2 == 0:
         raise ValueError(f"points is {points}, expected an odd number of at least 3, so that the centre is measured")
     if box not in get_args(Box):
         raise ValueError(f"box is {box!r}, expected 'mark' or 'project'")
-    if batch < 1:
-        raise ValueError(f"batch is {batch}, expected at least 1")
+    check_count("batch", batch)
     chosen = admitted(directions, x, ball, 2 if is_plane else 1)
     half = points // 2
     limits = (ball.low, ball.high) if box == "project" else None

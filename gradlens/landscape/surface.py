@@ -71,7 +71,12 @@ class Surface:
 
     @property
     def sharpness(self) -> PerSample:
-        """Largest rise of the loss above the centre at the grid's points within 1 unit, in the loss's unit."""
+        """Largest rise of the loss above the centre at the grid's points within 1 unit, in the loss's unit.
+
+        nan where no point of the grid is 1 unit away: what lies nearer would be less than was asked for.
+        """
+        if not any(((axis.abs() - 1).abs() < 1e-6).any() for axis in (self.alpha, self.beta)):
+            return torch.full_like(self.centre_loss, torch.nan)
         near = self.loss[self.alpha.abs() <= 1 + 1e-6][:, self.beta.abs() <= 1 + 1e-6]
         return (near - self.loss[self.centre]).flatten(0, 1).amax(0)
 

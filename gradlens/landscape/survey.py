@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..door import PROBE
 from ..folding import Folding, folding
+from ..model import logits
 from ..provenance import digest, made
 from ..types import Axis, Direction, MetricPlaces, PerMetric, Places
 from . import adaptive
@@ -74,12 +75,16 @@ def survey(
         "data": record.data,
         "directions": drawn,
         "coordinates": digest(plane.alpha, plane.beta),
+        # the caller's own metrics have no more than a name: what they say of the model itself tells them apart
+        "plain": str([f"{v:.4g}" for v, unit in zip(plain.tolist(), gauge.units, strict=True) if not unit]),
     }
     shape = (len(plane.alpha), len(plane.beta))
     ledger = Ledger(resume, key, (len(gauge.names), *shape))
 
     total = math.prod(shape) if tolerance is None else None
     fold = folding(model, data.batches[0][0][:PROBE]).along(model, plane.directions) if folds else Folding()
+    if not all(fold.holds(model, x, logits(model, x)) for x, _ in data.batches):
+        fold = Folding()
     record = dataclasses.replace(record, folded=len(fold.pairs))
     with ExitStack() as stack:
         stack.callback(ledger.flush)  # also when interrupted

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..ball import Ball
 from ..batches import BATCH, gathered
 from ..curvature import Spectrum
-from ..door import check_attack
+from ..door import check_attack, check_count
 from ..model import frozen
 from ..types import ImagesLike, LabelsLike
 from .directions import MEANINGS, Normalization, differences, given_directions, random_directions
@@ -57,8 +57,9 @@ def weight_plane(
     error at the end of `steps` of PGD in `ball`, run anew in each cell), functions (model, x, y) -> one value a sample,
     and loss-landscapes' metrics, (model_wrapper) -> a number, which see evaluation mode and must not move weights.
     `batchnorm`: the model's own statistics in each cell, or "reestimated" from `x` in each (plain average over
-    batches). `adaptive` measures a part of the cells and interpolates the rest to within that share of each metric's
-    range, say 0.01 (`landscape.adaptive.fill`). `resume` names a file that cells are written to and taken from.
+    batches). `adaptive` measures a part of the cells and interpolates the rest to within about that share of each
+    metric's range, say 0.01: an estimate, of little use for metrics with steps, such as "error" on few samples
+    (`landscape.adaptive.fill`). `resume` names a file that cells are written to and taken from.
 
     Raises ValueError as `pgd` does, and for a span that is not positive, an even number of points, directions that do
     not fit or are all zero, a model without trainable parameters, a `resume` file of another call.
@@ -195,7 +196,8 @@ def _around(
             model, data, plane, measured, batchnorm=batchnorm, tolerance=adaptive, resume=resume,
             call="weight_plane" if count == 2 else "weight_line", options=options, plain=plain,
             path_values=torch.full((len(plain), len(plane.path)), torch.nan, dtype=torch.float64), generator=generator,
-            folds=batchnorm == "frozen" and all(isinstance(metric, str) for metric in metrics),
+            # rounding can send an attack another way: its centre would not be the plain model's value
+            folds=batchnorm == "frozen" and all(metric in ("loss", "error", "reward") for metric in metrics),
         )  # fmt: skip
 
 
@@ -269,6 +271,6 @@ def _check(
         raise ValueError(f"batchnorm is {batchnorm!r}, expected {' or '.join(map(repr, policies))}")
     if adaptive is not None and not 0 < adaptive < 1:
         raise ValueError(f"adaptive is {adaptive}, expected a share of the range between 0 and 1, such as 0.01")
-    if batch < 1:
-        raise ValueError(f"batch is {batch}, expected at least 1")
+    check_count("batch", batch)
+    check_count("points", points)
     return check_attack(ball, steps=steps, step_size=None)

@@ -94,7 +94,7 @@ class WeightSurface:
         how = f"; {self.evaluations} of {rows * columns} cells measured"
         if self.tolerance is not None:
             bounds = zip(self.metrics, self.bound.tolist(), strict=True)
-            how += ", the others within " + ", ".join(f"{bound:.1e} ({name})" for name, bound in bounds)
+            how += ", the others within about " + ", ".join(f"{bound:.1e} ({name})" for name, bound in bounds)
         how += f"; {self.diverged} diverged" if self.diverged else ""
         names = self.axes[0] if columns == 1 else " x ".join(self.axes)
         return (

@@ -13,11 +13,14 @@ from .scale import Limits, axis_names, beyond_of, cells, levels_of, limits
 
 
 def weight_line(result: WeightSurface, ax: Axes, *, metric: str = "loss", name: str = "") -> Axes:
-    """A line through weight space; gaps where the model diverged, dots at the models that the line passes."""
+    """A line through weight space; gaps where the model diverged, dots at the models that the line passes.
+
+    Of a plane, the line through the model along its first direction.
+    """
     at, values = result.alpha.cpu().numpy(), _column(result, metric)
     ax.plot(at, values, color=colour(name), label=name or None)
     if not result.measured.all():
-        shown = result.measured[:, 0].cpu().numpy()
+        shown = result.measured[:, result.centre[1]].cpu().numpy()
         ax.plot(at[shown], values[shown], ls="none", marker=".", ms=3, color=colour(name))
     own = result.path_values[result.metrics.index(metric)].cpu().numpy()
     ax.plot(result.path[:, 0].cpu().numpy(), own, ls="none", marker="o", ms=5, color=colour(name))
@@ -75,6 +78,6 @@ def weight_surfaces(
 
 
 def _column(result: WeightSurface, metric: str) -> np.ndarray:
-    """A line's values; what is not finite is a gap."""
-    values = result.of(metric)[:, 0].double().cpu().numpy()
+    """The values along the first direction, through the model itself; what is not finite is a gap."""
+    values = result.of(metric)[:, result.centre[1]].double().cpu().numpy()
     return np.where(np.isfinite(values), values, np.nan)

@@ -35,7 +35,8 @@ def test_the_smoke_set_trains_draws_and_is_then_current(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     manifest = json.loads((out / "manifest.json").read_text())
     names = {path.parent.name for path in out.glob("*/*.png")}
-    assert names == {"training", "gradients", "dynamics", "entropy", "input_landscape"}
+    expected = {"training", "gradients", "dynamics", "entropy", "input_landscape", "weight_landscape", "curvature"}
+    assert names == expected
     pictures = list(out.glob("*/*.png"))
     assert len(pictures) >= 12
     for picture in pictures:
