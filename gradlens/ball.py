@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import get_args
 
 import torch
@@ -62,7 +63,7 @@ class Ball:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.eps) and self.eps > 0):
+        if not (isinstance(self.eps, Real) and math.isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"eps is {self.eps!r}, expected a positive finite number of pixels, such as 8/255")
         if self.norm not in get_args(Norm):
             raise ValueError(f"norm is {self.norm!r}, expected one of {', '.join(map(repr, get_args(Norm)))}")

@@ -76,6 +76,10 @@ def measured(
     fit into memory is halved, which is said once. Raises ValueError as the door does.
     """
     check_ball(ball)
+    if not callable(options.get("loss", len)):
+        raise ValueError(f"loss is {options['loss']!r}, expected a function (logits, y) -> one value a sample")
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"generator is {generator!r}, expected a torch.Generator, or nothing")
     if batch is not None:
         check_count("batch", batch)
     seeded = functools.cache(lambda: seed(generator))

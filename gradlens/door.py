@@ -1,6 +1,7 @@
 """The door: what every measurement relies on is checked here, once, in the caller's words."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 import numpy as np
@@ -90,6 +91,13 @@ def check_count(name: str, count: object, least: int = 1) -> None:
     """Raises ValueError for anything but a whole number of at least `least`."""
     if not isinstance(count, Integral) or isinstance(count, bool) or count < least:
         raise ValueError(f"{name} is {count!r}, expected at least {least}, a whole number")
+
+
+def check_positive(name: str, values: object, unit: str) -> None:
+    """Raises ValueError for anything but a sequence of positive finite numbers."""
+    numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [None]
+    if not all(isinstance(v, Real) and 0 < float(v) < math.inf for v in numbers):
+        raise ValueError(f"{name} are {values!r}, expected positive numbers, {unit}, such as (0.1, 1.0)")
 
 
 @torch.no_grad()

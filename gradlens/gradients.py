@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from .ball import Ball, cosine, l1, l2, linf
 from .batches import Chunk, measured
+from .door import check_count, check_positive
 from .draws import Draws
 from .losses import cross_entropy, dlr, margin
 from .model import logits
@@ -141,10 +142,10 @@ def gradients(
 
     Raises ValueError as `pgd` does, and for fewer than two draws or scales that are not positive.
     """
-    if draws < 2:
-        raise ValueError(f"draws is {draws}, expected at least 2: a variance needs two")
-    if not scales or not all(scale > 0 for scale in scales):
-        raise ValueError(f"scales are {scales}, expected positive factors of the logits")
+    check_count("draws", draws, least=2)  # a variance needs two
+    check_positive("scales", scales, "factors of the logits")
+    if not scales:
+        raise ValueError("scales are (), expected at least one factor of the logits")
 
     def run(chunk: Chunk) -> Gradients:
         x, y = chunk.x, chunk.y

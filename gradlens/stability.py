@@ -12,7 +12,7 @@ from .attacks.pgd import climb
 from .attacks.trace import PGDTrace
 from .ball import Ball, cosine
 from .batches import Chunk, measured
-from .door import check_attack
+from .door import check_attack, check_positive
 from .losses import cross_entropy
 from .model import mean_gradient
 from .provenance import Made
@@ -91,8 +91,7 @@ def stability(
 
     Raises ValueError as `pgd` does, and for radii that are not positive.
     """
-    if not all(radius > 0 for radius in radii):
-        raise ValueError(f"radii are {radii}, expected positive numbers, in eps")
+    check_positive("radii", radii, "in eps")
     size = check_attack(ball, steps=steps, step_size=step_size, samples=samples, momentum=momentum)
 
     def run(chunk: Chunk) -> Stability:

@@ -1,5 +1,7 @@
 """Projected gradient descent, told as a trace of what it met on the way."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -47,8 +49,10 @@ def pgd(
     size = check_attack(ball, steps=steps, step_size=step_size, restarts=restarts, samples=samples, momentum=momentum)
 
     for name, given in (("start", start), ("targets", targets)):
-        if isinstance(x, Tensor | np.ndarray) and given is not None and len(given) != len(x):  # type: ignore[arg-type]
-            raise ValueError(f"{name} has {len(given)} entries, expected one for each of the {len(x)} images")  # type: ignore[arg-type]
+        if given is not None and not isinstance(given, Tensor | np.ndarray | Sequence):
+            raise ValueError(f"{name} is {given!r:.80}, expected a tensor or array with an entry for each image")
+        if isinstance(x, Tensor | np.ndarray) and given is not None and len(given) != len(x):
+            raise ValueError(f"{name} has {len(given)} entries, expected one for each of the {len(x)} images")
 
     def run(chunk: Chunk) -> PGDTrace:
         wanted = None if targets is None else _targets(model, targets, chunk)

@@ -1,0 +1,67 @@
+"""Values of the wrong type, as notebooks and scripts hand them over: a ValueError that names the argument.
+
+In a process of its own, without the type checks that the tests add.
+"""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import gradlens as gl
+
+BAD = {
+    "gl.pgd(m, x, y, start=0.5)": "start is 0.5",
+    "gl.pgd(m, x, y, targets=3)": "targets is 3",
+    "gl.pgd(m, x, y, steps=2.5)": "steps is 2.5",
+    "gl.pgd(m, x, y, steps='3')": "steps is '3'",
+    "gl.pgd(m, x, y, restarts=1.5)": "restarts is 1.5",
+    "gl.pgd(m, x, y, batch=2.5)": "batch is 2.5",
+    "gl.pgd(m, x, y, step_size='a')": "step_size is 'a'",
+    "gl.pgd(m, x, y, momentum=float('inf'))": "momentum is inf",
+    "gl.pgd(m, x, y, loss=None)": "loss is None",
+    "gl.pgd(m, x, y, loss='ce')": "loss is 'ce'",
+    "gl.pgd(m, x, y, generator=3)": "generator is 3",
+    "gl.Ball('a')": "eps is 'a'",
+    "gl.stability(m, x, y, radii=0.1)": "radii are 0.1",
+    "gl.stability(m, x, y, radii='ab')": "radii are 'ab'",
+    "gl.gradients(m, x, y, scales=1.0)": "scales are 1.0",
+    "gl.gradients(m, x, y, draws=2.5)": "draws is 2.5",
+    "gl.input_plane(m, x, y, points=5.5)": "points is 5.5",
+    "gl.weight_plane(m, x, y, points=5.5)": "points is 5.5",
+    "gl.weight_plane(m, x, y, batch=None)": "batch is None",
+}
+
+
+def test_a_value_of_the_wrong_type_is_named(tmp_path):
+    script = "\n".join(
+        [
+            "import torch, gradlens as gl",
+            "m = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))",
+            "x, y = torch.rand(3, 3, 2, 2), torch.tensor([0, 1, 2])",
+            f"for call in {list(BAD)!r}:",
+            "    try:",
+            "        eval(call)",
+            "        print('accepted', call)",
+            "    except ValueError as error:",
+            "        print(error)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(BAD)
+    for said, (call, start) in zip(lines, BAD.items(), strict=True):
+        assert said.startswith(f"{start}, expected "), (call, said)
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+def test_a_softmax_is_found_out_however_few_samples_it_sees(batch, cnn, images):
+    model = nn.Sequential(cnn, nn.Softmax(1))
+    with pytest.raises(ValueError, match="returns probabilities"):
+        gl.pgd(model, images, [0] * 6, batch=batch)
+    with pytest.raises(ValueError, match="returns probabilities"):
+        gl.pgd(model, images[:1], [0])
+    gl.pgd(cnn, images[:1], torch.tensor([0]))
