@@ -13,7 +13,7 @@ from training.processes import part
 ROOT = Path(__file__).parents[2]
 # without batch norm: torch has none on the CPU that sees more than its own process's images
 SCRIPT = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from torch import nn
 from training import models
@@ -24,23 +24,25 @@ models.MODELS["plain"] = lambda classes, shape: nn.Sequential(
     nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, classes)
 )
 run = fit(Config(model="plain", **json.loads(sys.argv[2])), Path(sys.argv[1]), quiet=True)
-print(run.record["processes"])
+Path(sys.argv[3], os.environ.get("RANK", "0")).write_text(str(run.record["processes"]))
 """
 
 
 def train(folder: Path, processes: int, config: dict[str, object]) -> list[dict[str, float]]:
     script = folder.with_suffix(".py")
     script.write_text(SCRIPT)
+    said = folder.with_suffix(".said")  # a file a process: lines of two processes on one pipe may mix
+    said.mkdir()
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
     done = subprocess.run(
-        [sys.executable, *launch, str(script), str(folder), json.dumps(config)],
+        [sys.executable, *launch, str(script), str(folder), json.dumps(config), str(said)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(processes)] * processes
+    assert [path.read_text() for path in said.iterdir()] == [str(processes)] * processes
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
