@@ -1,6 +1,7 @@
-"""The gallery of a set: one page that holds its pictures, needs no network and no script."""
+"""The gallery of a set: one page that holds its pictures and needs no network. Only reliefs that turn need a script."""
 
 import base64
+import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,10 @@ def render(found: Mapping[str, Any], out: Path) -> str:
     )  # fmt: skip
     environment.filters |= {"clock": clock, "moment": moment, "short": short}
     sections = [_section(book, found, out) for book in found["notebooks"]]
-    return environment.get_template("gallery.html").render(found=found, sections=sections, runs=_runs(found))
+    turns = any(figure["relief"] for section in sections for figure in section["figures"])
+    return environment.get_template("gallery.html").render(
+        found=found, sections=sections, runs=_runs(found), plotly=_plotly() if turns else None
+    )
 
 
 def clock(seconds: float) -> str:
@@ -65,7 +69,22 @@ def _picture(figure: Mapping[str, Any], out: Path) -> dict[str, Any]:
     width, height = struct.unpack(">II", content[16:24])
     kinds = {Path(file).suffix.lstrip("."): file for file in figure["files"]}
     source = Markup("data:image/png;base64,") + base64.b64encode(content).decode()
-    return {"png": png, "source": source, "width": width, "height": height, "kinds": kinds}
+    relief = _json(out / kinds["plotly"]) if "plotly" in kinds else None
+    return {"png": png, "source": source, "width": width, "height": height, "kinds": kinds, "relief": relief}
+
+
+def _json(path: Path) -> Markup:
+    """A plotly figure as a script element holds it: no text in it can end the element."""
+    figure = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: figure[name] for name in ("data", "layout")}
+    return Markup(json.dumps(kept).replace("<", "\\u003c").replace("&", "\\u0026"))
+
+
+def _plotly() -> Markup:
+    """The whole of plotly.js, some 5 MB, so that the page works without a network."""
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs())
 
 
 def _runs(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .ball import Ball
-from .door import PROBE, admit, check_ball, check_count, check_images, check_labels, lacks_memory
+from .door import PROBE, admit, check_ball, check_count, check_generator, check_images, check_labels, lacks_memory
 from .draws import Draws, keys, seed
 from .folding import Folding, folding
 from .model import frozen
@@ -78,8 +78,7 @@ def measured(
     check_ball(ball)
     if not callable(options.get("loss", len)):
         raise ValueError(f"loss is {options['loss']!r}, expected a function (logits, y) -> one value a sample")
-    if not isinstance(generator, torch.Generator | None):
-        raise ValueError(f"generator is {generator!r}, expected a torch.Generator, or nothing")
+    check_generator(generator)
     if batch is not None:
         check_count("batch", batch)
     seeded = functools.cache(lambda: seed(generator))

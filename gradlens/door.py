@@ -93,6 +93,17 @@ def check_count(name: str, count: object, least: int = 1) -> None:
         raise ValueError(f"{name} is {count!r}, expected at least {least}, a whole number")
 
 
+def is_number(value: object) -> bool:
+    """Is it a finite real number? A bool is not."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_generator(generator: object) -> None:
+    """Raises ValueError for anything but a torch.Generator, or nothing."""
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"generator is {generator!r}, expected a torch.Generator, or nothing")
+
+
 def check_positive(name: str, values: object, unit: str) -> None:
     """Raises ValueError for anything but a sequence of positive finite numbers."""
     numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [None]

@@ -242,10 +242,10 @@ BAD = {
     "frozen": (frozen_model, {}, r"a model without parameters that require gradients"),
     "k": (smooth_cnn, {"k": 300}, r"k is 300, expected at most 292"),
     "k pixels": (smooth_cnn, {"k": 51, "of": "inputs"}, r"k is 51, expected at most 50"),
-    "k 0": (smooth_cnn, {"k": 0}, r"k is 0, expected a whole number of at least 1"),
+    "k 0": (smooth_cnn, {"k": 0}, r"k is 0, expected at least 1, a whole number"),
     "few steps": (smooth_cnn, {"steps": 4}, r"steps is 4, expected at least k = 5"),
-    "probes": (smooth_cnn, {"probes": 1}, r"probes is 1, expected a whole number of at least 2"),
-    "depth": (smooth_cnn, {"depth": 0}, r"depth is 0, expected a whole number"),
+    "probes": (smooth_cnn, {"probes": 1}, r"probes is 1, expected at least 2, a whole number"),
+    "depth": (smooth_cnn, {"depth": 0}, r"depth is 0, expected at least 1"),
     "precision": (smooth_cnn, {"precision": 0.0}, r"precision is 0\.0, expected a positive share"),
     "names": (smooth_cnn, {"names": "0.wieght"}, r"names holds '0\.wieght', which matches no .*nearest.*'0\.weight'"),
     "one of names": (smooth_cnn, {"names": ["0.*", "layer4.*"]}, r"names holds 'layer4\.\*', which matches no"),
@@ -268,7 +268,7 @@ def test_other_types_are_refused_by_name_where_no_type_checker_is_before(images)
         plain = plain.__wrapped__
     for options, message in (
         ({"of": "logits"}, "of is 'logits', expected 'weights' or 'inputs'"),
-        ({"k": True}, "k is True, expected a whole number"),
+        ({"k": True}, "k is True, expected at least 1, a whole number"),
     ):
         with pytest.raises(ValueError, match=message):
             plain(smooth_cnn(), images, **options)

@@ -32,6 +32,28 @@ BAD = {
     "gl.input_plane(m, x, y, points=5.5)": "points is 5.5",
     "gl.weight_plane(m, x, y, points=5.5)": "points is 5.5",
     "gl.weight_plane(m, x, y, batch=None)": "batch is None",
+    "gl.weight_plane(m, x, y, span='a')": "span is 'a'",
+    "gl.weight_plane(m, x, y, adaptive='a')": "adaptive is 'a'",
+    "gl.weight_plane(m, x, y, resume=3)": "resume is 3",
+    "gl.weight_plane(m, x, y, generator=3)": "generator is 3",
+    "gl.weight_plane(m, x, y, directions=5)": "directions is 5",
+    "gl.weight_plane(m, x, y, directions=[{'1.weight': 1.0}] * 2)": "directions[0] holds a float for '1.weight'",
+    "gl.weight_plane(3, x, y)": "model is a int",
+    "gl.interpolate([m, 3], x, y)": "models[1] is a int",
+    "gl.interpolate(m, x, y)": "models is a Sequential",
+    "gl.interpolate([m, m], x, y, beyond='a')": "beyond is 'a'",
+    "gl.trajectory(m, 3)": "checkpoints is a int",
+    "gl.trajectory(m, [3, 4, 5])": "checkpoints[0] is a int",
+    "gl.trajectory(m, 'nowhere')": "checkpoints 'nowhere' is not a folder",
+    "gl.trajectory(m, [{'1.weight': 1, '1.bias': 2}] * 3)": "checkpoints[0] holds a int for '1.weight'",
+    "gl.trajectory(3, [m, m, m])": "model is a int",
+    "gl.spectrum(m, x, y, precision='a')": "precision is 'a'",
+    "gl.spectrum(m, x, y, generator=3)": "generator is 3",
+    "gl.spectrum(m, x, y, names=3)": "names is 3",
+    "gl.spectrum(m, x, y, k='a')": "k is 'a'",
+    "random_directions(3)": "model is a int",
+    "random_directions(m, count='a')": "count is 'a'",
+    "normalize(3, m)": "direction is a int",
 }
 
 
@@ -39,6 +61,7 @@ def test_a_value_of_the_wrong_type_is_named(tmp_path):
     script = "\n".join(
         [
             "import torch, gradlens as gl",
+            "from gradlens.landscape import normalize, random_directions",
             "m = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))",
             "x, y = torch.rand(3, 3, 2, 2), torch.tensor([0, 1, 2])",
             f"for call in {list(BAD)!r}:",

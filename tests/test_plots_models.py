@@ -1,7 +1,6 @@
 """Pictures of several models, of planes through adversaries and of PGD's own path show what was measured."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -272,10 +271,16 @@ def test_an_interactive_relief_holds_each_model_s_values_on_one_scale(planes):
     assert len(plots.interactive(planes["SL"], sample=0).data) == 1
 
 
-def test_without_plotly_the_error_says_what_to_install(planes, monkeypatch):
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    with pytest.raises(ImportError, match=r"plots\.interactive needs plotly.*pip install plotly"):
-        plots.interactive(planes)
+def test_what_cannot_be_drawn_is_refused_by_name(planes, axes):
+    result = planes["SL"]
+    with pytest.raises(ValueError, match=r"quantity is 'foo', expected one of 'loss', 'margin', 'entropy', 'error'"):
+        plots.surface(result, axes[0], quantity="foo")
+    for sample in (99, -99):
+        for draw in (plots.decisions, plots.surface):
+            with pytest.raises(
+                ValueError, match=rf"sample is {sample}, expected one of the \d+ that the surface holds"
+            ):
+                draw(result, axes[0], sample=sample)
 
 
 @pytest.mark.parametrize("quantity", ["loss", "margin", "entropy"])
@@ -362,7 +367,7 @@ def test_another_number_of_axes_than_of_results_is_refused(draw, planes, axes):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sample": 6}, "sample is 6, the surface holds 6"),
+        ({"sample": 6}, "sample is 6, expected one of the 6"),
         ({"levels": 1}, "levels is 1 .*expected at least 2"),
         ({"ends": (2.0, 1.0)}, r"limits \(2\.0, 1\.0\), expected .*low < high"),
     ],

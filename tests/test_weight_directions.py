@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gradlens import Trajectory, spectrum, trajectory, weight_line, weight_plane
@@ -138,6 +139,18 @@ def test_along_an_eigenvector_the_loss_curves_by_its_eigenvalue(cnn, images):
         weight_plane(cnn, images, y, directions=spectrum(cnn, images, y, k=2, of="inputs"), points=3)
 
 
+def test_hessian_directions_are_the_spectrum_s_eigenvectors(cnn, images):
+    y = torch.tensor([0, 1, 2, 3, 0, 1])
+    loader = iter([(images[:4], y[:4]), (images[4:], y[4:])])  # can be read once
+    plane = weight_plane(cnn, loader, directions="hessian", span=0.01, points=3)
+    found = spectrum(cnn, images, y, k=2)
+    for direction, vector in zip(plane.directions, found.vectors, strict=True):
+        overlap = sum((direction[name] * vector[name]).sum() for name in vector)
+        assert abs(float(overlap)) == pytest.approx(1, abs=1e-6)
+    assert plane.angle == pytest.approx(90)
+    assert plane.axes[0].startswith("eigenvector of the Hessian at ")
+
+
 def test_what_cannot_be_normalised_is_refused(cnn):
     with pytest.raises(ValueError, match=r"has no weights that filter normalisation moves"):
         random_directions(nn.BatchNorm2d(3))
@@ -210,3 +223,24 @@ def test_checkpoints_that_make_no_plane_are_refused(run):
     middle = {name: (state[name] + t) / 2 for name, t in run[1].state_dict().items()}
     with pytest.raises(ValueError, match="checkpoints lie on a straight line"):
         trajectory(run[0], [run[0], middle, run[1]])
+
+
+def test_a_folder_of_checkpoints_is_taken_in_the_order_of_its_numbers(run, tmp_path):
+    names = ["epoch2.pt", "epoch9.safetensors", "epoch10.pth", "epoch20.safetensors", "epoch100.pt", "last.safetensors"]
+    for name, model in zip(names, run, strict=True):
+        state = model.state_dict()
+        (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not weights")
+    assert torch.equal(trajectory(run[-1], tmp_path).places, trajectory(run[-1], run).places)
+    assert torch.equal(trajectory(run[-1], str(tmp_path)).places, trajectory(run[-1], run).places)
+
+
+def test_a_folder_with_anything_but_weights_is_refused_by_the_file_s_name(run, tmp_path):
+    for i, model in enumerate(run):
+        save_file(model.state_dict(), tmp_path / f"{i}.safetensors")
+    torch.save({"model": run[0]}, tmp_path / "7.pt")  # a whole module: a pickle that could execute code
+    with pytest.raises(ValueError, match=r"weights '.*7\.pt' are refused"):
+        trajectory(run[-1], tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds 0, expected at least three"):
+        trajectory(run[-1], tmp_path / "empty")

@@ -520,3 +520,67 @@ def test_resume_tells_metrics_of_one_name_apart(cnn, images, tmp_path):
     assert measure(0.0).values.unique().tolist() == [0.0]
     with pytest.raises(ValueError, match="cells"):
         measure(1.0)
+
+
+def writes_to_all(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """As a metric of somebody else may: normalises weights in place, and forgets to put them back."""
+    values = model(x)[:, 1].detach()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.5)
+        for p in model.parameters():
+            p.data = torch.zeros_like(p)
+    return values
+
+
+@pytest.mark.parametrize("line", [False, True])
+def test_a_metric_that_writes_weights_moves_neither_the_model_nor_other_cells(line, images, labels, generator):
+    model = normed()
+    before = snapshot(model)
+    state = generator.get_state()
+    if line:
+        models = [model, normed(seed=2)]
+        spoilt, plain = (interpolate(models, images, labels, metrics=(m,), points=3) for m in (writes_to_all, margin))
+    else:
+        generator.set_state(state)
+        spoilt = weight_plane(model, images, labels, metrics=(writes_to_all,), points=3, generator=generator)
+        generator.set_state(state)
+        plain = weight_plane(model, images, labels, metrics=(margin,), points=3, generator=generator)
+    torch.testing.assert_close(spoilt.values, plain.values)
+    torch.testing.assert_close(spoilt.plain, plain.plain)
+    assert snapshot(model) == before
+
+
+def test_every_model_of_an_interpolation_is_looked_at(images, labels):
+    class Noisy(nn.Module):
+        def __init__(self, inner: nn.Module, level: float) -> None:
+            super().__init__()
+            self.inner, self.level = inner, level
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) + self.level * torch.rand(len(x), 4)
+
+    with pytest.raises(ValueError, match="random"):
+        interpolate([Noisy(normed(seed=1), 0.0), Noisy(normed(seed=2), 1.0)], images, labels, points=3)
+
+
+def test_parallel_directions_are_refused_and_oblique_ones_say_their_angle(images, labels):
+    model = normed()
+    (first,) = weight_line(model, images, labels, points=3).directions
+    with pytest.raises(ValueError, match=r"directions are parallel, 0 degrees apart, expected two that span a plane"):
+        weight_plane(model, images, labels, directions=[first, {name: 2 * d for name, d in first.items()}], points=3)
+    opposite = {name: -d for name, d in first.items()}
+    with pytest.raises(ValueError, match="180 degrees apart"):
+        weight_plane(model, images, labels, directions=[first, opposite], points=3)
+    a = {"0.weight": torch.ones_like(model[0].weight)}
+    b = {"0.weight": torch.ones_like(model[0].weight), "5.weight": torch.zeros_like(model[5].weight)}
+    b["5.weight"].view(-1)[0] = model[0].weight.numel() ** 0.5  # as long as the first: 45 degrees
+    plane = weight_plane(model, images, labels, directions=[a, b], points=3)
+    assert plane.angle == pytest.approx(45)
+    assert "at 45 degrees" in str(plane)
+    collinear = [copy.deepcopy(model) for _ in range(3)]
+    with torch.no_grad():
+        for i, twin in enumerate(collinear):
+            twin[5].bias += i
+    with pytest.raises(ValueError, match=r"the ways from models\[0\] to the others are parallel"):
+        interpolate(collinear, images, labels, points=3)

@@ -125,7 +125,7 @@ def test_several_planes_share_one_scale(plane):
     with mpl.rc_context():
         fig, axes = plt.subplots(1, 2)
         twice = dataclasses.replace(plane, values=2 * plane.values)
-        left, right = plots.weight_surfaces({"SL": plane, "RL": twice}, axes)
+        left, right = plots.surfaces({"SL": plane, "RL": twice}, axes)
         fills = [next(c for c in ax.collections if c.get_array() is not None) for ax in (left, right)]
         assert fills[0].get_clim() == fills[1].get_clim()
         assert fills[0].get_clim()[1] >= float(twice.values.max()) - 1e-6
@@ -133,8 +133,18 @@ def test_several_planes_share_one_scale(plane):
         plt.close(fig)
 
 
-def test_the_interactive_surface_holds_the_values_the_right_way_round(plane, monkeypatch):
-    pytest.importorskip("plotly")
+def test_one_plane_is_drawn_by_the_same_door_as_a_plane_through_images(plane, ax):
+    assert plots.surface(plane, ax, ends=(0.0, 5.0)) is ax
+    drawn = next(c for c in ax.collections if c.get_array() is not None)
+    assert drawn.get_clim() == (0.0, 5.0)
+    assert ax.get_xlabel().startswith(plane.axes[0])
+    with pytest.raises(ValueError, match=r"metric is 'margin', expected one of"):
+        plots.surface(plane, ax, quantity="margin")
+    with pytest.raises(ValueError, match=r"result is a WeightSurface, expected a Surface"):
+        plots.decisions.__wrapped__(plane, ax, sample=0)
+
+
+def test_the_interactive_surface_holds_the_values_the_right_way_round(plane):
     values = plane.values.clone()
     values[0, 1, 2] = torch.inf
     fig = plots.interactive(dataclasses.replace(plane, values=values))

@@ -3,16 +3,12 @@
 import dataclasses
 import hashlib
 import json
-import pickle
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
-import torch
 from pandas import DataFrame
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gradlens.store import write
@@ -55,14 +51,32 @@ class Run:
         known = {"last": {"sha256": self.record["checkpoint_sha256"]}, **self.record.get("best", {})}
         if which not in known:
             raise ValueError(f"run {self.name!r} keeps {', '.join(known)}; it has no checkpoint {which!r}")
-        path = self.path / FILES[which]
+        return self._read(FILES[which], known[which]["sha256"])
+
+    @property
+    def keeps_epochs(self) -> bool:
+        """Are there weights from the way, for `epochs` and for gradlens.trajectory on the folder epochs/?"""
+        return bool(self.record.get("path"))
+
+    def epochs(self) -> dict[int, nn.Module]:
+        """The classifier at each epoch that was kept on the way, from 0, the untrained one, to the last.
+
+        Raises ValueError as `model` does, and where the run kept none (`keep_every`).
+        """
+        kept = self.record.get("path", {})
+        if not kept:
+            raise ValueError(f"run {self.name!r} kept no weights on its way; train one with --keep-every 1")
+        return {int(Path(name).stem): self._read(name, digest) for name, digest in kept.items()}
+
+    def _read(self, name: str, digest: str) -> nn.Module:
+        path = self.path / name
         if not path.is_file():
-            raise ValueError(f"run {self.name!r}: {path.name} is missing")
+            raise ValueError(f"run {self.name!r}: {name} is missing")
         content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != known[which]["sha256"]:
-            raise ValueError(f"run {self.name!r}: {path.name} is damaged, its SHA-256 differs from run.json")
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(f"run {self.name!r}: {name} is damaged, its SHA-256 differs from run.json")
         model = build(self.config, data.load(self.config.dataset))
-        fill(model, safetensors.torch.load(content), f"run {self.name!r}: {path.name}")
+        fill(model, safetensors.torch.load(content), f"run {self.name!r}: {name}")
         return model.eval()
 
     def reference(self) -> dict[str, Any]:
@@ -92,40 +106,16 @@ def save(path: Path, model: nn.Module, config: Config, record: dict[str, Any]) -
     return Run(path, config, record)
 
 
+def epoch_file(number: int) -> str:
+    """Where in a run's folder the weights after this epoch are kept; names in the order of the epochs."""
+    return f"epochs/{number:04d}.safetensors"
+
+
 def save_weights(path: Path, model: nn.Module) -> str:
     """Write a model's parameters and buffers, whole or not at all; returns the file's SHA-256."""
     content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
     write(path, content)
     return hashlib.sha256(content).hexdigest()
-
-
-def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Parameters and buffers by name, from a safetensors file or from a foreign .pt file of nothing but tensors.
-
-    A .pt file may hold them under "state_dict" or "model". Raises ValueError, naming the file, for anything else: a
-    pickle that would execute code is refused, not read.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"weights {str(path)!r} is not a file, expected .safetensors or .pt")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about protocols: what matters is whether it loads
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"weights {str(path)!r} are refused: no safetensors, nor a file that holds tensors alone; a pickle can "
-            f"execute anything, convert it where you trust it ({reason})"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ValueError(f"weights {str(path)!r} hold no dictionary of tensors by name")
-    return content
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:

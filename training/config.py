@@ -90,6 +90,9 @@ class Config:
     """The same where the attacked loss is TRADES' divergence."""
     adversarial_from: int = 0
     """Epochs of the run before its -adv phases really attack."""
+    keep_every: int = 0
+    """Epochs between weights that are kept on the way, for the path through weight space, beside the untrained and the
+    last ones; 0: none."""
 
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():
@@ -102,6 +105,7 @@ class Config:
             ("adversarial_weight", self.adversarial_weight >= 0, "0 or more"),
             ("beta", self.beta >= 0, "0 or more"),
             ("adversarial_from", self.adversarial_from >= 0, "a number of epochs, or 0"),
+            ("keep_every", self.keep_every >= 0, "a number of epochs, or 0"),
             ("batch", self.batch >= 2, "at least 2"),
             ("lr", self.lr > 0, "a positive number"),
             ("lr_end", 0 <= self.lr_end <= 1, "a share of the peak in [0, 1]"),

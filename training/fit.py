@@ -35,6 +35,8 @@ def fit(config: Config, out: Path, *, quiet: bool = False, tensorboard: bool = F
         return _finished(config, out)
     training = start(config, dataset)
     progress = resume.restore(out, training.trainee, config)
+    if training.fabric.is_global_zero and progress.epoch == 0:
+        progress = _keep_epoch(training, out, progress, 0)
     training.fabric.barrier()  # all have looked before the first one writes
     journal = Journal(out, progress.epoch, tensorboard=tensorboard) if training.fabric.is_global_zero else None
     with _bar(training, progress, out.name, quiet=quiet or journal is None) as bar:
@@ -71,9 +73,20 @@ def _keep(training: Training, out: Path, journal: Journal, progress: Progress, b
         if which not in best or last[accuracy] > best[which]["value"]:
             digest = checkpoint.save_weights(out / checkpoint.FILES[which], training.trainee.product)
             best[which] = {"epoch": last["epoch"], "value": last[accuracy], "sha256": digest}
-    progress = Progress(last["epoch"], progress.seconds + time.perf_counter() - begun, best)
+    progress = Progress(last["epoch"], progress.seconds + time.perf_counter() - begun, best, progress.path)
+    progress = _keep_epoch(training, out, progress, last["epoch"])
     resume.save(out, training.trainee, training.config, progress)
     return progress
+
+
+def _keep_epoch(training: Training, out: Path, progress: Progress, number: int) -> Progress:
+    """Write the weights after this epoch, if they are of those that the config wants on the way."""
+    every = training.config.keep_every
+    if not every or (number % every and number != training.epochs):
+        return progress
+    name = checkpoint.epoch_file(number)
+    digest = checkpoint.save_weights(out / name, training.trainee.product)
+    return progress._replace(path={**progress.path, name: digest})
 
 
 def _summary(training: Training, progress: Progress, journal: Journal) -> dict[str, Any]:
@@ -85,6 +98,7 @@ def _summary(training: Training, progress: Progress, journal: Journal) -> dict[s
         "versions": versions(),
         "last": journal.last,
         "best": progress.best,
+        "path": progress.path,
     }
 
 

@@ -24,6 +24,7 @@ class Progress(NamedTuple):
     epoch: int = 0  # finished epochs
     seconds: float = 0.0  # spent on them, watching included
     best: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - never written to; by checkpoint: value, epoch, sha256
+    path: dict[str, str] = {}  # noqa: RUF012 - never written to; SHA-256 of the weights kept on the way, by file
 
 
 class Trainee(NamedTuple):

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ..ball import Ball
 from ..batches import BATCH, Chunk, measured
+from ..door import check_count, check_generator, is_number
 from ..losses import cross_entropy
 from ..model import frozen, logits, per_sample
 from ..provenance import UNSIGNED, Made
@@ -52,12 +53,12 @@ def spectrum(
     `x` is (batch, ...), or a DataLoader of images or (images, labels), which is read once and held; without labels the
     model's own predictions are used. `loss` maps (logits, labels) to one value a sample.
 
-    `steps` Lanczos steps with full reorthogonalisation find the ends (60; 20 for inputs; all
-    there are for up to 512 weights or 64 pixels, which makes everything exact), at one product of the Hessian with a
-    vector each and `steps` vectors of memory. `depth` steps from each of `probes` random vectors give the density
-    of what is left (stochastic Lanczos quadrature: Ghorbani et al. 2019). Further vectors, 100 at most, follow until
-    the standard error of the weights' trace is within `precision` of it. `batch` samples go through the model at a
-    time; the result does not depend on it. `ball` gives the pixel box.
+    `steps` Lanczos steps with full reorthogonalisation find the ends (60; 20 for inputs; all there are for up to 512
+    weights or 64 pixels, which makes everything exact), at one product of the Hessian with a vector each. `depth`
+    steps from each of `probes` random vectors give the density of what is left (stochastic Lanczos quadrature:
+    Ghorbani et al. 2019). Memory: `steps` + `probes` x `depth` vectors. Further vectors, 100 at most, follow until the
+    standard error of the weights' trace is within `precision` of it. `batch` samples go through the model at a time;
+    the result does not depend on it. `ball` gives the pixel box.
 
     Raises ValueError as `pgd` does, also for a random model or loss; for a model without parameters that require
     gradients, a pattern that matches none, more eigenvalues than there are, and a part of the model that has no second
@@ -66,6 +67,7 @@ def spectrum(
     if of not in get_args(Of):
         raise ValueError(f"of is {of!r}, expected 'weights' or 'inputs'")
     _check_knobs(k, steps, probes, depth, precision)
+    check_generator(generator)
     model = getattr(model, "_orig_mod", model)  # a compiled model cannot be differentiated twice
     options = {
         "of": of, "k": k, "loss": loss, "names": names, "steps": steps, "probes": probes, "depth": depth,
@@ -175,11 +177,10 @@ def _check_knobs(k: int, steps: int | None, probes: int, depth: int, precision: 
         ("probes", probes, 2),
         ("depth", depth, 1),
     ):
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise ValueError(f"{name} is {count!r}, expected a whole number of at least {least}")
+        check_count(name, count, least)
     if steps is not None and steps < k:
         raise ValueError(f"steps is {steps}, expected at least k = {k}: a step finds one eigenvalue at most")
-    if not precision > 0:
+    if not (is_number(precision) and precision > 0):
         raise ValueError(f"precision is {precision!r}, expected a positive share of the trace, such as 0.01")
 
 

@@ -25,6 +25,8 @@ def chosen(model: nn.Module, names: str | Sequence[str] | None) -> dict[str, Ten
         )
     if names is None:
         return free
+    if not isinstance(names, str | Sequence):
+        raise ValueError(f"names is {names!r}, expected patterns of parameter names, such as 'layer4.*'")
     patterns = (names,) if isinstance(names, str) else tuple(names)
     if not patterns:
         raise ValueError("names is empty, expected at least one pattern of parameter names, such as 'layer4.*'")

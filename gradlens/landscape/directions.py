@@ -7,11 +7,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..door import check_count
 from ..draws import gaussian, seed
 from ..types import Direction
-from .walk import movable
+from .walk import check_module, movable
 
 Normalization = Literal["filter", "layer", "model"]
+PARALLEL = 0.01  # degrees between two directions that count as one
 # what one unit of a coordinate means
 MEANINGS = {
     "filter": "norm of each filter of the model",
@@ -30,6 +32,8 @@ def random_directions(
     so that a seed means the same directions on every device and in every precision, whichever parameters are frozen.
     Raises ValueError for an unknown normalisation and for a model without a trainable parameter of two dimensions.
     """
+    check_module(model)
+    check_count("count", count)
     stream = torch.Generator().manual_seed(seed(generator))
     directions = []
     for _ in range(count):
@@ -50,6 +54,9 @@ def normalize(direction: Direction, model: nn.Module, by: Normalization = "filte
     """
     if by not in get_args(Normalization):
         raise ValueError(f"by is {by!r}, expected one of {', '.join(map(repr, get_args(Normalization)))}")
+    check_module(model)
+    if not isinstance(direction, Mapping):
+        raise ValueError(f"direction is a {type(direction).__name__}, expected a dict of tensors by parameter name")
     weights = dict(model.named_parameters())
     _check_shapes(direction, weights)
     kept = {name: d for name, d in direction.items() if d.ndim > 1 and d.numel()}
@@ -72,6 +79,10 @@ def given_directions(given: Any, model: nn.Module, names: Sequence[str], count: 
     of all; or one flat vector of all their entries, in the same order. Those of another shape, all zero, or not finite
     are refused; more than `count` are cut.
     """
+    if not isinstance(given, Mapping | Tensor | Sequence):
+        raise ValueError(
+            f"directions is {given!r:.80}, expected a name, a WeightSurface, a Trajectory, a Spectrum, or tensors"
+        )
     items = [given] if isinstance(given, Mapping | Tensor) else list(given)
     if not count <= len(items) <= 2:
         raise ValueError(f"directions holds {len(items)}, expected {count}: a dict by parameter name for each")
@@ -94,8 +105,7 @@ def differences(models: Sequence[nn.Module]) -> tuple[Direction, ...]:
     if len(models) not in (2, 3):
         raise ValueError(f"models holds {len(models)}, expected two, for a line, or three, for a plane")
     for i, model in enumerate(models):
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"models[{i}] is a {type(model).__name__}, expected a torch.nn.Module")
+        check_module(model, f"models[{i}]")
     here, *others = (movable(model) for model in models)
     ways = []
     for i, there in enumerate(others, start=1):
@@ -114,6 +124,18 @@ def differences(models: Sequence[nn.Module]) -> tuple[Direction, ...]:
             raise ValueError(f"models[{i}] has the weights of models[0], expected another point to go to")
         ways.append(way)
     return tuple(ways)
+
+
+def angle(a: Direction, b: Direction) -> float:
+    """Degrees between two directions, over all parameters together."""
+    product = sum(float((d.double() * b[name].to(d.device).double()).sum()) for name, d in a.items() if name in b)
+    return math.degrees(math.acos(max(-1.0, min(1.0, product / (length(a) * length(b))))))
+
+
+def refuse_parallel(vectors: Sequence[Direction], name: str) -> None:
+    """Raises ValueError for two directions on one line: they span no plane."""
+    if len(vectors) == 2 and not PARALLEL < angle(*vectors) < 180 - PARALLEL:
+        raise ValueError(f"{name} are parallel, {angle(*vectors):.3g} degrees apart, expected two that span a plane")
 
 
 def length(direction: Direction) -> float:
@@ -146,6 +168,8 @@ def _check_shapes(direction: Direction, here: Mapping[str, Tensor], name: str = 
     for key, d in direction.items():
         if key not in here:
             raise ValueError(f"{name} names {key!r}, which the model does not have, expected one of its parameters")
+        if not isinstance(d, Tensor):
+            raise ValueError(f"{name} holds a {type(d).__name__} for {key!r}, expected a tensor")
         if d.shape != here[key].shape or not d.is_floating_point():
             raise ValueError(
                 f"{name} has shape {tuple(d.shape)} and type {d.dtype} for {key!r}, expected floating-point numbers of "

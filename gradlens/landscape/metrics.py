@@ -92,6 +92,11 @@ class Gauge:
     steps: int
     step_size: float
 
+    @property
+    def is_foreign(self) -> bool:
+        """Does code that is not ours see the model?"""
+        return bool(self.per_sample or self.whole)
+
     def read(self, model: nn.Module, data: Data) -> PerMetric:
         """Each metric's mean over all samples, in float64. NaN where a single sample's value is undefined."""
         sums: dict[str, Tensor] = {}

@@ -5,41 +5,30 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from ..door import PROBE
 from ..folding import Folding, folding
 from ..model import logits
 from ..provenance import digest, made
-from ..types import Axis, Direction, MetricPlaces, PerMetric, Places
+from ..types import MetricPlaces, PerMetric
 from . import adaptive
 from .ledger import Ledger
 from .metrics import Data, Gauge
+from .plane import Plane
 from .walk import batch_norms, moving, reestimating
 from .weight_surface import WeightSurface
 
 File = str | os.PathLike[str]
 
 
-class Plane(NamedTuple):
-    """Where the grid lies, and what its coordinates mean."""
-
-    directions: tuple[Direction, ...]
-    axes: tuple[str, str]
-    meaning: tuple[str, str]
-    alpha: Axis
-    beta: Axis
-    path: Places
-
-
 def alone(model: nn.Module, data: Data, gauge: Gauge, batchnorm: str) -> PerMetric:
     """The metrics of a model where it is; for use within `frozen`."""
-    with reestimating(model) as reestimate:
+    with moving(model, (), guarded=gauge.is_foreign), reestimating(model) as reestimate:
         if batchnorm == "reestimated":
             reestimate([x for x, _ in data.batches])
         return gauge.read(model, data).cpu()
@@ -89,7 +78,9 @@ def survey(
     with ExitStack() as stack:
         stack.callback(ledger.flush)  # also when interrupted
         stack.enter_context(fold())
-        place = stack.enter_context(moving(model, [fold.turned(model, d) for d in plane.directions]))
+        place = stack.enter_context(
+            moving(model, [fold.turned(model, d) for d in plane.directions], guarded=gauge.is_foreign)
+        )
         reestimate = stack.enter_context(reestimating(model))
         bar = stack.enter_context(tqdm(desc=call, unit="cell", delay=3, disable=None, total=total))
 
@@ -116,12 +107,3 @@ def survey(
         batchnorm=batchnorm if batch_norms(model) else "none", samples=data.samples, plain=plain, path=plane.path,
         path_values=path_values, measured=measured, tolerance=tolerance, bound=bound, made=record,
     )  # fmt: skip
-
-
-def grid_axis(low: float, high: float, points: int) -> Tensor:
-    """`points` even steps that hold 0 exactly and cover [low, high], up to half a step where 0 is off the middle."""
-    if -low == high:
-        half = points // 2
-        return high * torch.arange(-half, half + 1, dtype=torch.float64) / half
-    step = (high - low) / (points - 1)
-    return step * (torch.arange(points, dtype=torch.float64) + round(low / step))

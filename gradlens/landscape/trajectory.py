@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..disk import load_weights
 from ..provenance import Made, digest, made
 from ..types import Direction, PerAxis, PerModel, Places
-from .walk import movable
+from .walk import check_module, movable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+_PARTS = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True)
@@ -46,19 +52,29 @@ class Trajectory:
 
 
 @torch.no_grad()
-def trajectory(model: nn.Module, checkpoints: Sequence[nn.Module | Mapping[str, Any]]) -> Trajectory:
+def trajectory(
+    model: nn.Module, checkpoints: Sequence[nn.Module | Mapping[str, Any]] | str | os.PathLike[str]
+) -> Trajectory:
     """Principal components of `checkpoints` (modules or state dicts, in order), seen from the weights of `model`.
+
+    `checkpoints` may name a folder instead, whose .safetensors and .pt files are taken by name, numbers by size
+    (epoch9 before epoch10), and read without executing anything.
 
     Of parameters only, in float64, about the checkpoints' mean (Li et al. 2018, section 7, who look at differences
     to the last checkpoint; `model` is usually the last one, which then lies at (0, 0)). Each component points to where
     the checkpoint farthest along it lies. Raises ValueError for fewer than three checkpoints, for checkpoints of
     another architecture, and for ones on a straight line, which have no second component.
     """
+    check_module(model, "model")
+    if isinstance(checkpoints, str | os.PathLike):
+        return trajectory(model, _folder(Path(checkpoints)))
+    if not isinstance(checkpoints, Sequence):
+        raise ValueError(f"checkpoints is a {type(checkpoints).__name__}, expected modules, state dicts or a folder")
     if len(checkpoints) < 3:
         raise ValueError(f"checkpoints holds {len(checkpoints)}, expected at least three: two make a line")
     names = [name for name, p in model.named_parameters() if p.is_floating_point() and p.numel()]
     here = movable(model)
-    points = [_weights(checkpoint, here, names, i) for i, checkpoint in enumerate(checkpoints)]
+    points = [_weights(each, here, names, i) for i, each in enumerate(checkpoints)]
 
     def stacked(name: str) -> Tensor:  # one parameter at a time, so that no second copy of all weights is made
         return torch.stack([point[name].to(here[name].device).double().flatten() for point in points])
@@ -99,17 +115,27 @@ def trajectory(model: nn.Module, checkpoints: Sequence[nn.Module | Mapping[str, 
     )
 
 
+def _folder(folder: Path) -> list[dict[str, Tensor]]:
+    if not folder.is_dir():
+        raise ValueError(f"checkpoints {str(folder)!r} is not a folder, expected one of .safetensors or .pt files")
+    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt", ".pth")]
+    files.sort(key=lambda path: [(int(part), "") if part.isdigit() else (-1, part) for part in _PARTS.split(path.name)])
+    return [load_weights(path) for path in files]
+
+
 def _kind(t: Tensor) -> torch.dtype:
     return torch.promote_types(t.dtype, torch.float32)
 
 
-def _weights(
-    checkpoint: nn.Module | Mapping[str, Any], here: Mapping[str, Tensor], names: Sequence[str], i: int
-) -> dict[str, Tensor]:
+def _weights(checkpoint: Any, here: Mapping[str, Tensor], names: Sequence[str], i: int) -> dict[str, Tensor]:
     state = checkpoint.state_dict() if isinstance(checkpoint, nn.Module) else checkpoint
+    if not isinstance(state, Mapping):
+        raise ValueError(f"checkpoints[{i}] is a {type(state).__name__}, expected a torch.nn.Module or a state dict")
     for name in names:
         if name not in state:
             raise ValueError(f"checkpoints[{i}] has no {name!r}, expected a state dict of the model's architecture")
+        if not isinstance(state[name], Tensor):
+            raise ValueError(f"checkpoints[{i}] holds a {type(state[name]).__name__} for {name!r}, expected a tensor")
         if state[name].shape != here[name].shape:
             raise ValueError(
                 f"checkpoints[{i}] has shape {tuple(state[name].shape)} for {name!r}, expected "

@@ -16,8 +16,7 @@ def trainable(model: nn.Module) -> list[str]:
 
     Raises ValueError where there are none, or where two of them share memory without being one parameter.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}, expected a torch.nn.Module that maps images to logits")
+    check_module(model)
     names = [name for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point() and p.numel()]
     if not names:
         raise ValueError(
@@ -33,6 +32,12 @@ def trainable(model: nn.Module) -> list[str]:
     return names
 
 
+def check_module(model: nn.Module, name: str = "model") -> None:
+    """Raises ValueError for anything but a module."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{name} is a {type(model).__name__}, expected a torch.nn.Module that maps images to logits")
+
+
 def movable(model: nn.Module) -> dict[str, Tensor]:
     """All that a point in weight space consists of: parameters and floating-point buffers by name, tied ones once."""
     return {
@@ -43,15 +48,18 @@ def movable(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def moving(model: nn.Module, directions: Sequence[Direction]) -> Iterator[Callable[[float, float], None]]:
+def moving(
+    model: nn.Module, directions: Sequence[Direction], *, guarded: bool = False
+) -> Iterator[Callable[[float, float], None]]:
     """A function that puts the model at its own weights + alpha d1 + beta d2, each time anew, without a sum of steps.
 
     The model's tensors are not written to: copies stand in their place meanwhile, so that whatever ends the walk, the
-    weights are the same bits as before.
+    weights are the same bits as before. `guarded` does so with those that do not move too, as somebody else's code
+    sees the model and may write to it.
     """
-    first, second = directions[0], (directions[1] if len(directions) > 1 else {})
+    first, second = (*directions, {}, {})[:2]
     here = movable(model)
-    own = {name: here[name].data for name in here if name in first or name in second}
+    own = {name: here[name].data for name in here if guarded or name in first or name in second}
     copies = {name: t.clone() for name, t in own.items()}
     # cells come row by row: what alpha adds is added once a row
     row = {name: torch.empty_like(t, dtype=first[name].dtype) if name in first else t for name, t in own.items()}
@@ -63,6 +71,7 @@ def moving(model: nn.Module, directions: Sequence[Direction]) -> Iterator[Callab
                 torch.add(own[name], direction, alpha=alpha, out=row[name])
             reached[0] = alpha
         for name, copy in copies.items():
+            here[name].data = copy  # a caller's metric may have put something else there
             if name in second:
                 torch.add(row[name], second[name], alpha=beta, out=copy)
             else:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..provenance import Made
 from ..types import Axis, CellMask, Direction, MetricGrid, MetricPlaces, PerMetric, Places
-from .directions import length
+from .directions import angle, length
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -76,6 +76,11 @@ class WeightSurface:
         return tuple(length(direction) for direction in self.directions)
 
     @property
+    def angle(self) -> float:
+        """Degrees between the two directions, nan for a line. A plane is drawn as if it were 90."""
+        return angle(*self.directions) if len(self.directions) == 2 else float("nan")
+
+    @property
     def evaluations(self) -> int:
         """Cells that were measured."""
         return int(self.measured.sum())
@@ -96,7 +101,7 @@ class WeightSurface:
             bounds = zip(self.metrics, self.bound.tolist(), strict=True)
             how += ", the others within about " + ", ".join(f"{bound:.1e} ({name})" for name, bound in bounds)
         how += f"; {self.diverged} diverged" if self.diverged else ""
-        names = self.axes[0] if columns == 1 else " x ".join(self.axes)
+        names = self.axes[0] if columns == 1 else f"{' x '.join(self.axes)} at {self.angle:.0f} degrees"
         return (
             f"{self.samples} samples on {rows} x {columns} points of weight space, {names}, batch norm "
             f"{self.batchnorm}: {centre} at the centre, centre error {self.centre_error.max():.1e}{how}"

@@ -11,7 +11,7 @@ from .relief import interactive, surface3d
 from .samples import distributions, entropy, reliability
 from .scale import limits
 from .spectra import spectrum
-from .weights import weight_line, weight_surface, weight_surfaces
+from .weights import weight_line, weight_surface
 
 __all__ = [
     "COLOURS",
@@ -40,5 +40,4 @@ __all__ = [
     "traces",
     "weight_line",
     "weight_surface",
-    "weight_surfaces",
 ]

@@ -14,15 +14,17 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from ..landscape import Surface
+from ..landscape import Surface, WeightSurface
 from .look import outer_labels, panels
 from .relief import surface3d
 from .scale import (
     Limits,
     Over,
+    Plane,
     axis_names,
     beyond_of,
     cells,
+    check_sample,
     colours_of,
     is_signed,
     label_of,
@@ -30,10 +32,11 @@ from .scale import (
     limits,
     refuse_line,
 )
+from .weights import weight_surface
 
 
 def surface(
-    result: Surface,
+    result: Plane,
     ax: Axes,
     *,
     quantity: str = "loss",
@@ -49,17 +52,17 @@ def surface(
     The first direction runs to the right, the second upwards; the dotted square is 1 eps along each axis; of a plane
     through two adversaries, the image and they are marked, and the angle between them given. Hatched where the plane
     lies off the pixel box (of many samples: off every one's; the dashed line is where half of them leave it) and
-    where there is no number. `ends` are those of the colour scale, see `limits`.
+    where there is no number. `ends` are those of the colour scale, see `limits`. A plane through weight space, whose
+    metric `quantity` is, is drawn as by `weight_surface`.
     """
     steps = levels_of(ends or limits([result], quantity=quantity, sample=sample, over=over), levels)
-    _contours(
-        result, ax, steps, beyond_of([result], steps, quantity, sample, over), quantity, sample, over, cmap, labels
-    )
+    beyond = beyond_of([result], steps, quantity, sample, over)
+    _contours(result, ax, steps, beyond, quantity, sample, over, cmap, labels)
     return ax
 
 
 def surfaces(
-    results: Mapping[str, Surface],
+    results: Mapping[str, Plane],
     axes: Axes | Iterable[Axes],
     *,
     quantity: str = "loss",
@@ -70,7 +73,7 @@ def surfaces(
     cmap: str | None = None,
     labels: bool = False,
 ) -> list[Axes]:
-    """One plane a model, side by side on one colour scale, whose bar stands at the right.
+    """One plane a model, side by side on one colour scale, whose bar stands at the right; of images or of weights.
 
     Square panels stand closest on a figure with layout="compressed". On axes with projection="3d", each is drawn as a
     relief. `ends` cut the scale, where one model would flatten all others. Raises ValueError for another number of
@@ -97,7 +100,10 @@ def decisions(result: Surface, ax: Axes, *, sample: int, classes: int = 10) -> A
 
     Empty for a sample that has no direction.
     """
+    if not isinstance(result, Surface):
+        raise ValueError(f"result is a {type(result).__name__}, expected a Surface: only images are given a class")
     refuse_line(result)
+    check_sample(result, sample)
     step = float(result.alpha[1] - result.alpha[0]) / 2
     low, high = float(result.alpha[0]) - step, float(result.alpha[-1]) + step
     predicted = result.predicted[:, :, sample].T.cpu().numpy()
@@ -150,7 +156,7 @@ def _class_colours(classes: int) -> list[Any]:
 
 
 def _contours(
-    result: Surface,
+    result: Plane,
     ax: Axes,
     steps: np.ndarray,
     beyond: Literal["neither", "min", "max", "both"],
@@ -160,6 +166,9 @@ def _contours(
     cmap: str | None,
     labels: bool,
 ) -> ScalarMappable:
+    if isinstance(result, WeightSurface):
+        shades = cmap or colours_of(quantity, over)
+        return weight_surface(result, ax, metric=quantity, levels=steps, cmap=shades, extend=beyond).collections[0]
     grid = cells(result, quantity, sample, over)
     across, up = result.alpha.cpu().numpy(), result.beta.cpu().numpy()
     filled = ax.contourf(across, up, grid.T, steps, cmap=cmap or colours_of(quantity, over), extend=beyond)

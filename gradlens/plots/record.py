@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure
@@ -12,6 +12,9 @@ from pandas import DataFrame
 
 from ..provenance import Made, versions
 from ..store import write
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure as PlotlyFigure
 
 
 def publish(
@@ -25,12 +28,14 @@ def publish(
     made: Made | None = None,
     alt: str | None = None,
     title: str | None = None,
+    interactive: "PlotlyFigure | None" = None,
 ) -> Figure:
     """Keep a figure in `out`: `name`.png, .pdf, .parquet (the data behind it), .json (caption, runs, how it was made).
 
     An empty `out` keeps nothing, as when a notebook is read by hand. `caption` is a paragraph for a paper; `alt`, for
     those who cannot see the picture, is the caption if not given; `runs` name the checkpoints behind the figure;
-    `title` is made of the name if not given.
+    `title` is made of the name if not given. `interactive`, a plotly figure of the same data, is kept as `name`.plotly
+    (JSON) for galleries, where it can be turned.
     Raises ValueError for a name that is no plain file name.
     """
     if not name.replace("_", "").replace("-", "").isalnum():
@@ -46,6 +51,8 @@ def publish(
         path.parent.mkdir(parents=True, exist_ok=True)
         # without a date the same figure is the same bytes
         fig.savefig(path, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None})
+    if interactive is not None:
+        write(folder / f"{name}.plotly", str(interactive.to_json()).encode())
     if data is not None:
         data.to_parquet(folder / f"{name}.parquet", index=False)
     record = {

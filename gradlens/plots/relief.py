@@ -79,12 +79,10 @@ def interactive(
 ) -> "Figure":
     """A relief that can be turned, as a plotly figure; of several models one at a time, chosen in a menu, on one scale.
 
-    Raises ImportError, saying what to install, where plotly is missing; ValueError for no result.
+    Raises ValueError for no result.
     """
-    try:
-        from plotly import graph_objects as go
-    except ImportError as error:
-        raise ImportError("plots.interactive needs plotly, which is not installed: pip install plotly") from error
+    from plotly import graph_objects as go  # here, since it is slow to load and rarely wanted
+
     results = {"": result} if isinstance(result, Surface | WeightSurface) else dict(result)
     low, high = ends or limits(results.values(), quantity=quantity, sample=sample, over=over)
     label = label_of(quantity, sample, over)

@@ -12,6 +12,7 @@ from .look import LABELS
 Over = Literal["mean", "median", "spread"]
 Limits = tuple[float, float]
 Plane = Surface | WeightSurface
+QUANTITIES = ("loss", "margin", "entropy", "error")  # of a plane through an image
 
 
 def cells(result: Plane, quantity: str, sample: int | None = None, over: Over = "mean") -> np.ndarray:
@@ -25,16 +26,24 @@ def cells(result: Plane, quantity: str, sample: int | None = None, over: Over = 
     if isinstance(result, WeightSurface):
         numbers = result.of(quantity).double().cpu().numpy()
         return np.where(np.isfinite(numbers), numbers, np.nan)
+    if quantity not in QUANTITIES:
+        raise ValueError(f"quantity is {quantity!r}, expected one of {', '.join(map(repr, QUANTITIES))}")
     values = getattr(result, quantity)
     if sample is not None:
-        if not -values.shape[2] <= sample < values.shape[2]:
-            raise ValueError(f"sample is {sample}, the surface holds {values.shape[2]}")
+        check_sample(result, sample)
         return values[:, :, sample].double().cpu().numpy()
     if over == "mean":
         return values.double().nanmean(2).cpu().numpy()
     band = result.summary(quantity)
     column = band["median"] if over == "median" else band["high"] - band["low"]
     return column.to_numpy(float).reshape(values.shape[:2])
+
+
+def check_sample(result: Surface, sample: int) -> None:
+    """Raises ValueError for a sample that the surface does not hold."""
+    count = result.predicted.shape[2]
+    if not (isinstance(sample, int | np.integer) and -count <= sample < count):
+        raise ValueError(f"sample is {sample!r}, expected one of the {count} that the surface holds, from 0")
 
 
 def refuse_line(result: Plane) -> None:

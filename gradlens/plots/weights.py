@@ -1,6 +1,5 @@
 """Lines and planes through weight space."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from ..landscape import WeightSurface
-from .look import LABELS, colour, outer_labels, panels
-from .scale import Limits, axis_names, beyond_of, cells, levels_of, limits
+from .look import LABELS, colour
+from .scale import axis_names, cells
 
 
 def weight_line(result: WeightSurface, ax: Axes, *, metric: str = "loss", name: str = "") -> Axes:
@@ -51,30 +50,6 @@ def weight_surface(
         ax.plot(*result.path.T.cpu().numpy(), color="black", marker="o", ms=3, lw=1, label="path")
     ax.set(xlabel=axis_names(result)[0], ylabel=axis_names(result)[1])
     return ax
-
-
-def weight_surfaces(
-    results: Mapping[str, WeightSurface],
-    axes: Axes | Iterable[Axes],
-    *,
-    metric: str = "loss",
-    levels: int = 12,
-    ends: Limits | None = None,
-    path: bool = True,
-) -> list[Axes]:
-    """One plane a model, side by side on one colour scale, whose bar stands at the right.
-
-    `ends` cut the scale, where one model would flatten all others. Raises ValueError for another number of axes than
-    of results.
-    """
-    flat = panels(axes, list(results))
-    steps = levels_of(ends or limits(results.values(), quantity=metric), levels)
-    extend = beyond_of(results.values(), steps, metric)
-    for ax, result in zip(flat, results.values(), strict=True):
-        weight_surface(result, ax, metric=metric, levels=steps, path=path, extend=extend)
-    outer_labels(flat)
-    flat[0].figure.colorbar(flat[0].collections[0], ax=flat, label=LABELS.get(metric, metric))
-    return flat
 
 
 def _column(result: WeightSurface, metric: str) -> np.ndarray:

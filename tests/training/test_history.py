@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import gradlens as gl
 from gradlens import predict
+from gradlens.disk import load_weights
 from training import data, loop, resume, sweep
 from training import fit as fitting
-from training.checkpoint import Run, load_weights
+from training.checkpoint import Run
 from training.config import Config
 from training.fit import fit
 from training.watch import CatastrophicOverfitting
@@ -230,3 +232,36 @@ def test_a_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
         assert alone.record["checkpoint_sha256"] == found.record["checkpoint_sha256"]
     table = sweep.table(finished)
     assert all(found.name in table for found in finished)
+
+
+def test_weights_on_the_way_are_those_of_their_epochs(tmp_path: Path) -> None:
+    config = Config(schedule="sl:3", batch=512, keep_every=2, lr_curve="constant")
+    run = fit(config, tmp_path / "whole", quiet=True)
+    on_the_way = run.epochs()
+    assert list(on_the_way) == [0, 2, 3]  # the last one though it is no multiple
+    part = data.load("digits").validation
+    for epoch, model in on_the_way.items():
+        if epoch:
+            clean = (predict(model, part.x) == part.y).double().mean().item()
+            assert clean == pytest.approx(run.history[epoch - 1]["clean"])
+    untrained = loop.start(config, data.load("digits")).trainee.model
+    for name, t in untrained.state_dict().items():
+        assert torch.equal(on_the_way[0].state_dict()[name], t), name
+    for name, t in run.model().state_dict().items():
+        assert torch.equal(on_the_way[3].state_dict()[name], t), name
+    seen = gl.trajectory(run.model(), run.path / "epochs")
+    assert seen.places.shape == (3, 2) and seen.places[-1].norm() == 0
+
+
+def test_a_run_without_weights_on_the_way_says_how_to_keep_them(run: Run) -> None:
+    assert not (run.path / "epochs").exists()
+    with pytest.raises(ValueError, match=r"kept no weights on its way; train one with --keep-every 1"):
+        run.epochs()
+
+
+def test_damaged_weights_on_the_way_are_refused_by_name(tmp_path: Path) -> None:
+    run = fit(Config(schedule="sl:1", batch=512, keep_every=1), tmp_path / "run", quiet=True)
+    path = run.path / "epochs/0001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"epochs/0001.safetensors is damaged"):
+        run.epochs()

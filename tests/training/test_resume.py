@@ -28,6 +28,7 @@ EVERYTHING = {
     "clip": 1.0,
     "augment": "flip-translate",
     "epsilon_curve": "linear",
+    "keep_every": 2,
 }
 
 
@@ -66,6 +67,10 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert not (cut.path / resume.NAME).exists()
     assert [{**line, "seconds": 0} for line in whole.history] == [{**line, "seconds": 0} for line in cut.history]
     assert whole.record["best"] == cut.record["best"]
+    assert list(whole.record["path"]) == [f"epochs/{number:04d}.safetensors" for number in (0, 2, 4)]
+    assert whole.record["path"] == cut.record["path"]
+    for name in whole.record["path"]:
+        assert (whole.path / name).read_bytes() == (cut.path / name).read_bytes()
 
 
 @pytest.mark.slow
