@@ -55,8 +55,9 @@ def test_a_relief_is_drawn_when_asked_for_and_turns(house: Any, page: Page) -> N
     assert page.locator(".relief canvas").count() == 0
     page.get_by_text("Turn it by hand").click()
     page.wait_for_function("document.querySelector('.relief canvas') && document.querySelector('.relief')._fullLayout")
-    page.wait_for_timeout(500)
+    page.wait_for_function(f"{CAMERA} !== undefined")
     before = page.evaluate(CAMERA)
+    page.locator(".relief").scroll_into_view_if_needed()
     box = page.locator(".relief").bounding_box()
     assert box is not None
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
