@@ -102,12 +102,10 @@ def interactive(
         {"label": name, "method": "update", "args": [{"visible": [other == name for other in results]}]}
         for name in results
     ]
-    across, up = axis_names(first)
-    scene = {
-        "xaxis": {"title": {"text": across}},
-        "yaxis": {"title": {"text": up}},
-        "zaxis": {"title": {"text": label}, "range": [low, high]},
-    }
+    titles = [{"text": name.replace("\n", "<br>"), "font": {"size": 11}} for name in (*axis_names(first), label)]
+    scene: dict[str, Any] = {f"{axis}axis": {"title": title} for axis, title in zip("xyz", titles, strict=True)}
+    scene["zaxis"]["range"] = [low, high]
+    scene["camera"] = {"eye": {"x": 1.5, "y": 1.5, "z": 1.1}}
     figure = go.Figure(reliefs)
     figure.update_layout(scene=scene, margin={"l": 0, "r": 0, "t": 30, "b": 0})
     if len(results) > 1:

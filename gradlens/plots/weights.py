@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from ..landscape import WeightSurface
 from .look import LABELS, colour
@@ -47,7 +48,9 @@ def weight_surface(
         ax.plot(across[r], up[c], ls="none", marker=".", ms=2, color="black", alpha=0.6, label="measured")
     ax.plot(0, 0, marker="+", color="black", ms=8)
     if path and len(result.path):
-        ax.plot(*result.path.T.cpu().numpy(), color="black", marker="o", ms=3, lw=1, label="path")
+        halo = [withStroke(linewidth=2.5, foreground="black")]  # seen on dark valleys and on bright walls
+        places = result.path.T.cpu().numpy()
+        ax.plot(*places, color="white", marker="o", ms=3, mec="black", lw=1, label="path", path_effects=halo)
     ax.set(xlabel=axis_names(result)[0], ylabel=axis_names(result)[1])
     return ax
 
