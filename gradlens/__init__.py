@@ -23,23 +23,47 @@ from .landscape import (
 )
 from .model import Normalized, frozen
 from .provenance import Made
+from .robustness import (
+    FULL,
+    QUICK,
+    RANDOMISED,
+    STANDARD,
+    Attack,
+    Curve,
+    Robustness,
+    Transfer,
+    auto_attack,
+    curve,
+    robustness,
+    transfer,
+)
 from .stability import Stability, stability
 from .store import load, save
 
 __all__ = [
+    "FULL",
+    "QUICK",
+    "RANDOMISED",
+    "STANDARD",
+    "Attack",
     "Ball",
+    "Curve",
     "Entropy",
     "Gradients",
     "InputPath",
     "Made",
     "Normalized",
     "PGDTrace",
+    "Robustness",
     "Spectrum",
     "Stability",
     "Surface",
     "Trajectory",
+    "Transfer",
     "WeightSurface",
+    "auto_attack",
     "compare",
+    "curve",
     "entropy",
     "frozen",
     "gradients",
@@ -51,10 +75,12 @@ __all__ = [
     "losses",
     "pgd",
     "predict",
+    "robustness",
     "save",
     "spectrum",
     "stability",
     "trajectory",
+    "transfer",
     "weight_line",
     "weight_plane",
 ]

@@ -117,12 +117,21 @@ def measured(
 
 
 def gathered(
-    model: nn.Module, x: ImagesLike, y: LabelsLike | None, ball: Ball, *, batch: int, is_labelled: bool = False
+    model: nn.Module,
+    x: ImagesLike,
+    y: LabelsLike | None,
+    ball: Ball,
+    *,
+    batch: int,
+    is_labelled: bool = False,
+    stochastic: bool = False,
+    probabilities: bool = False,
 ) -> tuple[Images, Labels, str]:
     """All samples at once, checked as `measured` checks them, and their fingerprint; for use within `frozen`.
 
     For what passes over the data many times: an iterable is read once, so that each pass sees the same samples, also
-    where it shuffles or augments. With `is_labelled` the model's own predictions do not stand in for labels.
+    where it shuffles or augments. With `is_labelled` the model's own predictions do not stand in for labels. `stochastic` and
+    `probabilities` as in `admit`.
     """
     check_ball(ball)
     images: list[Images] = []
@@ -138,7 +147,9 @@ def gathered(
         for start in range(0, len(block), batch):
             part = block[start : start + batch]
             known = None if given is None else given[start : start + batch]
-            known, _ = admit(model, part, known, probe=offset == 0, offset=offset)
+            known, _ = admit(
+                model, part, known, stochastic=stochastic, probe=offset == 0, offset=offset, probabilities=probabilities
+            )
             for mark, label in zip(keys(part), known.tolist(), strict=True):
                 fingerprint.update(mark + label.to_bytes(8, "little", signed=True))
             labels.append(known)

@@ -120,14 +120,22 @@ def predict(model: nn.Module, x: ImagesLike, *, ball: Ball = Ball()) -> Labels:
 
 @torch.no_grad()
 def admit(
-    model: nn.Module, x: Images, y: Labels | None, *, stochastic: bool = False, probe: bool = True, offset: int = 0
+    model: nn.Module,
+    x: Images,
+    y: Labels | None,
+    *,
+    stochastic: bool = False,
+    probe: bool = True,
+    offset: int = 0,
+    probabilities: bool = False,
 ) -> tuple[Labels, Logits]:
     """The labels, the model's own predictions if there are none, and its answers to `x`, once they have been checked.
 
     `stochastic` admits a model that answers differently on each pass; without `probe` that is not looked at again.
+    `probabilities` admits one that ends in a softmax.
     To be called within `frozen`. Raises ValueError naming the argument, what came and what was expected.
     """
-    answer = check_answer(model, x, offset=offset)
+    answer = check_answer(model, x, offset=offset, probabilities=probabilities)
     if probe and not stochastic:
         _refuse_random(model, x[:PROBE])
         _refuse_mixing(model, x[:PROBE])
@@ -146,8 +154,13 @@ def lacks_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def check_answer(model: nn.Module, x: Images, *, name: str = "x", offset: int = 0) -> Logits:
-    """The logits of one forward pass, whose failure, shape or values are reported in the caller's words."""
+def check_answer(
+    model: nn.Module, x: Images, *, name: str = "x", offset: int = 0, probabilities: bool = False
+) -> Logits:
+    """The logits of one forward pass, whose failure, shape or values are reported in the caller's words.
+
+    `probabilities` lets them pass for logits.
+    """
     try:
         answer = forward(model, x)
     except Exception as error:  # some models assert their shapes, some run into a missing key
@@ -171,7 +184,8 @@ def check_answer(model: nn.Module, x: Images, *, name: str = "x", offset: int = 
             f"them sample {offset + int(bad.nonzero()[0])}; expected finite logits"
         )
     # of a single sample, logits such as (0, 1) are no reason for suspicion
-    if answer.amin() >= 0 and (len(answer) > 1 or answer.amin() > 0) and ((answer.sum(1) - 1).abs() < 1e-4).all():
+    looks_certain = answer.amin() >= 0 and (len(answer) > 1 or answer.amin() > 0)
+    if not probabilities and looks_certain and ((answer.sum(1) - 1).abs() < 1e-4).all():
         raise ValueError(
             "model returns probabilities (each row is positive and sums to 1), expected logits; leave the softmax out, "
             "its saturation would be measured instead of the model"

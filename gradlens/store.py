@@ -19,9 +19,13 @@ from .entropy import Entropy
 from .gradients import Gradients
 from .landscape import InputPath, Surface, Trajectory, WeightSurface
 from .provenance import Made, digest
+from .robustness import Curve, Robustness, Transfer
 from .stability import Stability
 
-KINDS = (Ball, Entropy, Gradients, InputPath, Made, PGDTrace, Spectrum, Stability, Surface, Trajectory, WeightSurface)
+KINDS = (
+    Ball, Curve, Entropy, Gradients, InputPath, Made, PGDTrace, Robustness, Spectrum, Stability, Surface, Trajectory,
+    Transfer, WeightSurface,
+)  # fmt: skip
 RESULTS = {kind.__name__: kind for kind in KINDS}
 FORMAT = "gradlens 1"
 

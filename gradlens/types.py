@@ -49,6 +49,11 @@ Places = Float[Tensor, "models 2"]  # coordinates on a plane through weight spac
 MetricPlaces = Float[Tensor, "metrics models"]
 PerAxis = Float[Tensor, "axes"]
 PerModel = Float[Tensor, "models"]
+AttackMask = Bool[Tensor, "attacks batch"]
+PerAttack = Float[Tensor, "attacks"]
+SourceTarget = Float[Tensor, "sources targets"]
+TargetMask = Bool[Tensor, "targets batch"]
+TransferMask = Bool[Tensor, "sources targets batch"]
 
 Direction = dict[str, Tensor]  # what one unit adds to each named parameter; one that is not named stays
 Norm = Literal["linf", "l2"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
-from gradlens.compare import compare, wilson
+from gradlens.compare import compare
+from gradlens.intervals import wilson
 
 
 def result(values) -> SimpleNamespace:

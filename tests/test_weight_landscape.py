@@ -343,7 +343,7 @@ def test_an_interrupted_grid_goes_on_where_it_stopped_and_ends_as_if_it_had_not(
     run(path)
     assert calls[0] == 1
     with pytest.raises(
-        ValueError, match=r"resume is '.*grid\.safetensors', which holds cells of another call: its dir"
+        ValueError, match=r"resume is '.*grid\.safetensors', which holds the grid of another call: its dir"
     ):
         run(path, seed=1)
     content = bytearray(path.read_bytes())

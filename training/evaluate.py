@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gradlens import Ball, losses, pgd, predict
-from gradlens.compare import wilson
+from gradlens.intervals import wilson
 from training import data
 from training.checkpoint import Run, Which
 

@@ -1,21 +1,16 @@
 """A long grid on disk: cells are written as they come, so that an interrupted call goes on where it stopped."""
 
-import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..disk import write
-from ..provenance import digest
+from ..sealed import read_sealed, write_sealed
 
-FORMAT = "gradlens grid 1"
 SECONDS = 5.0  # between two writes: a lost cell costs less than a write after each
 
 
@@ -36,7 +31,8 @@ class Ledger:
         self._written = time.monotonic()
         self._is_new = False
         if self.path is not None and self.path.exists():
-            self._read(self.path)
+            tensors = read_sealed(self.path, "grid", self.key)
+            self.values, self.done = tensors["values"].numpy(), tensors["done"].numpy()
 
     def __contains__(self, cell: tuple[int, int]) -> bool:
         return bool(self.done[cell])
@@ -57,29 +53,5 @@ class Ledger:
         if self.path is None or not self._is_new:
             return
         tensors = {"values": torch.from_numpy(self.values), "done": torch.from_numpy(self.done)}
-        metadata = {"format": FORMAT, "key": json.dumps(self.key), "sha256": self._seal()}
-        write(self.path, safetensors.torch.save(tensors, metadata))
+        write_sealed(self.path, "grid", self.key, tensors)
         self._written, self._is_new = time.monotonic(), False
-
-    def _seal(self) -> str:
-        return digest(json.dumps(self.key), torch.from_numpy(self.values), torch.from_numpy(self.done))
-
-    def _read(self, path: Path) -> None:
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-                found = json.loads(metadata["key"])
-                values, done = file.get_tensor("values").numpy(), file.get_tensor("done").numpy()
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise ValueError(f"resume is {os.fspath(path)!r}, damaged or no unfinished grid: {error}") from error
-        for name, value in self.key.items():
-            if found.get(name) != value:
-                raise ValueError(
-                    f"resume is {os.fspath(path)!r}, which holds cells of another call: its {name} is "
-                    f"{found.get(name)}, expected {value}; name another file, or seed the generator alike"
-                )
-        self.values, self.done = values, done
-        if self._seal() != metadata.get("sha256"):
-            raise ValueError(f"resume is {os.fspath(path)!r}, damaged: its content does not match its hash")

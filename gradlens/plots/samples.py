@@ -7,7 +7,8 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from ..compare import values_of, wilson
+from ..compare import values_of
+from ..intervals import wilson
 from ..entropy import Entropy
 from .look import LABELS, colour, outer_labels, panels, share_limits
 

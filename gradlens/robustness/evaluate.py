@@ -1,0 +1,163 @@
+"""Worst case per sample over several attacks: cheap ones first, later ones on what is left, counted anew."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ball import Ball
+from ..batches import BATCH, gathered
+from ..door import check_ball, check_count, check_generator
+from ..draws import seed
+from ..model import frozen, logits
+from ..provenance import made
+from ..types import Images, ImagesLike, LabelsLike
+from . import autoattack
+from .attack import Attack, named
+from .autoattack import Version
+from .record import Robustness
+from .rounds import Bout
+from .state import File
+from .suites import RANDOMISED, STANDARD, SUITES, reference
+
+Attacks = str | Sequence[Any]
+
+
+def robustness(
+    model: nn.Module,
+    x: ImagesLike,
+    y: LabelsLike | None = None,
+    ball: Ball = Ball(),
+    *,
+    attacks: Attacks | None = None,
+    exhaustive: bool = False,
+    found: Mapping[str, Images | Robustness] | None = None,
+    samples: int = 1,
+    resume: File | None = None,
+    batch: int = BATCH,
+    generator: torch.Generator | None = None,
+) -> Robustness:
+    """Robust accuracy as a worst case per sample over `attacks`, with the cost of each beside it.
+
+    `x`, `y` as in `pgd`. `attacks`: "quick", "standard" (ends with AutoAttack), "full", or a list of `Attack`s and
+    functions (model, x, y, ball) -> points; "standard" if not given, "randomised" where samples > 1. They run in their
+    order, each on the samples that are right and that withstood all before it; `exhaustive` shows each attack all that
+    are right. `found` are points from elsewhere, by name, such as another model's evaluation: they are tried first.
+    `samples` > 1 is for a random model: attacks average the gradient, and its class is that of the mean logits, over
+    so many passes (Athalye et al. 2018).
+
+    A point counts where it is finite, in the ball and in the pixel box, and where the unchanged model, in a pass of its
+    own, gives another class than `y`. Each attack draws from its own stream, seeded by `generator` and its name.
+    `resume` names a file that results are written to after each batch, and taken from.
+
+    Raises ValueError as `pgd` does, for unknown attacks, points of another shape, and a `resume` file of another call.
+    """
+    chosen = named(attacks or (RANDOMISED if samples > 1 else STANDARD), SUITES)
+    options = {"exhaustive": exhaustive, "samples": samples}
+    return _evaluate("robustness", model, x, y, ball, chosen, options, found, resume, batch, generator)
+
+
+def auto_attack(
+    model: nn.Module,
+    x: ImagesLike,
+    y: LabelsLike | None = None,
+    ball: Ball = Ball(),
+    *,
+    version: Version = "standard",
+    resume: File | None = None,
+    batch: int = BATCH,
+    generator: torch.Generator | None = None,
+) -> Robustness:
+    """AutoAttack (Croce & Hein 2020) by its reference package, attack by attack, as `robustness` counts.
+
+    "standard": APGD-CE, targeted APGD and FAB, Square; "plus" adds restarts and untargeted ones; "rand" is for random
+    models: APGD with gradients averaged over 20 passes, whose mean logits give the class. The package's own warnings
+    come as `flags`. Random models and models that end in a softmax are let in, for it to warn of. With fewer than four
+    classes, attacks that are not defined are left out, and a flag says so.
+
+    Raises ValueError as `robustness` does, and for an unknown version.
+    """
+    autoattack.check_version(version)
+    options = {"exhaustive": False, "samples": autoattack.EOT if version == "rand" else 1}
+    return _evaluate("auto_attack", model, x, y, ball, version, options, None, resume, batch, generator)
+
+
+def _evaluate(
+    call: str,
+    model: nn.Module,
+    x: ImagesLike,
+    y: LabelsLike | None,
+    ball: Ball,
+    chosen: Sequence[Attack] | Version,
+    options: dict[str, Any],
+    found: Mapping[str, Any] | None,
+    resume: File | None,
+    batch: int,
+    generator: torch.Generator | None,
+) -> Robustness:
+    check_ball(ball)
+    check_generator(generator)
+    for name, count in (("batch", batch), ("samples", options["samples"])):
+        check_count(name, count)
+    is_reference = isinstance(chosen, str)
+    with frozen(model):
+        images, labels, fingerprint = gathered(
+            model, x, y, ball, batch=batch, stochastic=is_reference or options["samples"] > 1,
+            probabilities=is_reference,
+        )  # fmt: skip
+        flags: dict[str, str] = {}
+        if isinstance(chosen, str):
+            flags = autoattack.check(model, images[:batch], labels[:batch], chosen)
+            chosen = reference(chosen, logits(model, images[:1]).shape[1])
+        _refuse_single_pass(chosen, options["samples"])
+        attacks = (*_given(found, images), *chosen)
+        record = made(
+            call, model, fingerprint, str(images.device), generator, ball=ball, **options,
+            attacks=", ".join(map(str, attacks)),
+        )  # fmt: skip
+        key = {"call": record.call, "model": record.model, "data": record.data, "seed": str(seed(generator))}
+        bout = Bout(model, images, labels, ball, options["samples"], batch)
+        with autoattack.heard() as heard:
+            state = bout.run(attacks, key, resume, exhaustive=options["exhaustive"])
+    result = Robustness(
+        images=images, labels=labels, clean=state.clean, attacks=state.attacks, distance=bout.distance(state),
+        flags=flags | heard, ball=ball, made=record, **state.results(),
+    )  # fmt: skip
+    return dataclasses.replace(result, flags=result.flags | autoattack.about_square(result.table()))
+
+
+def _given(found: Mapping[str, Any] | None, images: Images) -> list[Attack]:
+    """Points from elsewhere as attacks that cost a forward pass."""
+    if found is None:
+        return []
+    if not isinstance(found, Mapping):
+        raise ValueError(f"found is a {type(found).__name__}, expected a dict of points by the name of their origin")
+    attacks = []
+    for name, given in found.items():
+        points = given.adversarial if isinstance(given, Robustness) else given
+        if not isinstance(points, Tensor) or points.shape != images.shape:
+            came = f"shape {tuple(points.shape)}" if isinstance(points, Tensor) else f"a {type(points).__name__}"
+            raise ValueError(f"found[{name!r}] has {came}, expected points for all images, {tuple(images.shape)}")
+        attacks.append(Attack(f"found on {name}", _Lookup(images, points.to(images))))
+    return attacks
+
+
+class _Lookup:
+    """Points that are known already, for the images of one batch."""
+
+    def __init__(self, images: Images, points: Images) -> None:
+        self.points = {image.numpy(force=True).tobytes(): point for image, point in zip(images, points, strict=True)}
+
+    def __call__(self, model: nn.Module, x: Images, y: Labels, ball: Ball) -> Images:
+        return torch.stack([self.points[image.numpy(force=True).tobytes()] for image in x])
+
+
+def _refuse_single_pass(attacks: Sequence[Attack], samples: int) -> None:
+    for attack in attacks if samples > 1 else ():
+        if not attack.averages:
+            raise ValueError(
+                f"attack {attack.name!r} takes one pass for the truth, and samples is {samples}; expected attacks with "
+                "a `samples` parameter, such as those of the suite 'randomised'"
+            )

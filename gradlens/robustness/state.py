@@ -1,0 +1,87 @@
+"""How far an evaluation has come, in memory and in a file, from which it goes on without repeating a batch."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sealed import read_sealed, write_sealed
+from ..types import Images, SampleMask
+from .attack import Cost
+
+SECONDS = 5.0  # between two writes: a lost batch costs less than a write after each
+File = str | os.PathLike[str]
+FIELDS = ("tried", "broke", "broken_by", "adversarial", "forwards", "backwards", "seconds")
+
+
+class State:
+    """Who met and who broke which sample, and what it took."""
+
+    def __init__(self, attacks: Sequence[str], clean: SampleMask, tensors: Mapping[str, Tensor]) -> None:
+        self.attacks = tuple(attacks)
+        self.clean = clean
+        self.tried, self.broke, self.broken_by = (tensors[name] for name in FIELDS[:3])
+        self.adversarial: Images = tensors["adversarial"]
+        self.forwards, self.backwards, self.seconds = (tensors[name] for name in FIELDS[4:])
+        self._path: Path | None = None
+        self._key: dict[str, str] = {}
+        self._written, self._is_new = time.monotonic(), False
+
+    @classmethod
+    def start(
+        cls,
+        images: Images,
+        clean: SampleMask,
+        attacks: Sequence[str],
+        key: Mapping[str, str],
+        path: File | None,
+    ) -> "State":
+        """Nothing done yet, or what a file holds of the same call. Raises ValueError, naming the file."""
+        if not isinstance(path, str | os.PathLike | None):
+            raise ValueError(f"resume is {path!r}, expected the name of a file, or nothing")
+        mask = torch.zeros(len(attacks), len(images), dtype=torch.bool, device=images.device)
+        cost = torch.zeros(len(attacks), dtype=torch.float64)
+        none = torch.full((len(images),), -1, device=images.device)
+        fresh = (mask, mask.clone(), none, images.clone(), cost, cost.clone(), cost.clone())
+        tensors = dict(zip(FIELDS, fresh, strict=True))
+        if path is not None and Path(path).exists():
+            tensors = {name: t.to(tensors[name].device) for name, t in read_sealed(Path(path), "evaluation", key).items()}
+        state = cls(attacks, clean, tensors)
+        state._path, state._key = None if path is None else Path(path), dict(key)
+        return state
+
+    def todo(self, row: int, *, exhaustive: bool) -> Tensor:
+        """The samples that an attack has still to meet."""
+        waiting = self.clean & ~self.tried[row]
+        return (waiting if exhaustive else waiting & (self.broken_by < 0)).nonzero()[:, 0]
+
+    def add(
+        self, row: int, where: Tensor, points: Images, broke: SampleMask, cost: Cost, seconds: float
+    ) -> None:
+        """Take in a batch; written at once if the last write is long ago."""
+        self.tried[row, where] = True
+        self.broke[row, where] = broke
+        new = broke & (self.broken_by[where] < 0)
+        self.broken_by[where[new]] = row
+        self.adversarial[where[new]] = points[new]
+        self.forwards[row] += cost.forwards
+        self.backwards[row] += cost.backwards
+        self.seconds[row] += seconds
+        self._is_new = True
+        if time.monotonic() - self._written > SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is new."""
+        if self._path is None or not self._is_new:
+            return
+        write_sealed(self._path, "evaluation", self._key, self.results())
+        self._written, self._is_new = time.monotonic(), False
+
+    def results(self) -> dict[str, Any]:
+        """The fields of the record that an evaluation fills."""
+        return {name: getattr(self, name) for name in FIELDS}
