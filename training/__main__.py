@@ -13,7 +13,7 @@ import tyro
 from training import data
 from training.checkpoint import Which, load
 from training.config import Config
-from training.evaluate import evaluate, header
+from training.evaluate import evaluate, header, matrix, robust, transferred
 from training.fit import fit
 from training.prepare import prepare_command
 from training.presets import PRESETS
@@ -61,25 +61,44 @@ def preset_of(args: list[str]) -> Config:
 
 
 def evaluate_command(
-    run: tyro.conf.Positional[Path],
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    attacks: str | None = None,
+    transfer: bool = False,
     samples: int | None = None,
     steps: int = 20,
     seed: int = 0,
     which: Which = "last",
 ) -> None:
-    """Print clean and PGD accuracy on test images, with 95% intervals.
+    """Print clean and PGD accuracy on test images, with 95% intervals; or robust accuracy under a suite of attacks.
 
     Args:
-        run: Folder of a finished run.
+        runs: Folders of finished runs.
+        attacks: Suite of attacks: quick, standard (ends with AutoAttack) or full. The result is kept in the run's
+            folder measure/; a call that was stopped goes on.
+        transfer: Show each run the points that were made on the others; the matrix is kept beside the runs.
         samples: Test images to use; all if not given.
-        steps: Steps of the attack.
-        seed: Chooses the images.
+        steps: Steps of PGD.
+        seed: Chooses the images, and seeds the attacks.
         which: Weights after the last epoch, or after the best one on validation images.
     """
-    finished = load(run)
-    print(header(finished, data.load(finished.config.dataset).ball, which))
-    for row in evaluate(finished, samples=samples, seed=seed, steps=steps, which=which):
-        print(f"  {row}")
+    finished = [load(run) for run in runs]
+    if not finished:
+        raise ValueError("no run is given, expected the folder of a finished run")
+    ball = data.load(finished[0].config.dataset).ball
+    chosen = {"samples": samples, "seed": seed, "which": which}
+    if transfer:
+        result, path = transferred(finished, steps=steps, **chosen)
+        print(f"accuracy (%) of the columns on points made on the rows, {ball.norm} eps {ball.eps:g}")
+        print(f"{matrix(result).to_string()}\n{path}")
+        return
+    for run in finished:
+        print(header(run, data.load(run.config.dataset).ball, which))
+        if attacks is None:
+            for row in evaluate(run, steps=steps, **chosen):
+                print(f"  {row}")
+        else:
+            found, path = robust(run, attacks, **chosen)
+            print(f"{found.table().to_string(index=False, float_format='{:.3f}'.format)}\n{found}\n{path}")
 
 
 def sweep_command(file: tyro.conf.Positional[Path], out: Path, jobs: int = os.cpu_count() or 1) -> None:

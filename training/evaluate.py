@@ -1,8 +1,15 @@
 """How accurate is a run on test images, clean and attacked, and how sure is that number?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from gradlens import Ball, losses, pgd, predict
+import torch
+from pandas import DataFrame
+from torch import Tensor, nn
+
+import gradlens
+from gradlens import Ball, Robustness, Transfer, losses, pgd, predict
 from gradlens.intervals import wilson
 from training import data
 from training.checkpoint import Run, Which
@@ -36,11 +43,7 @@ def evaluate(
 ) -> list[Accuracy]:
     """Accuracy on the test part: clean, and under PGD on the cross-entropy and on the margin; images that any visited
     point fools count as wrong. The attacks use the data set's own ball."""
-    if samples is not None and samples < 1:
-        raise ValueError(f"samples is {samples}, expected at least 1, or none given for all test images")
-    dataset = data.load(run.config.dataset)
-    x, y = data.subset(dataset.test, samples or len(dataset.test), seed)
-    model, ball = run.model(which), dataset.ball
+    (model,), x, y, ball = _measured([run], samples, seed, which)
     rows = [Accuracy("clean", int((predict(model, x) == y).sum()), len(y))]
     for name, loss in (("CE", losses.cross_entropy), ("margin", losses.margin)):
         trace = pgd(model, x, y, ball, steps=steps, loss=loss)
@@ -53,3 +56,62 @@ def header(run: Run, ball: Ball, which: Which = "last") -> str:
     return (
         f"{run.name} ({which}): {run.arm} on {run.config.dataset}, {ball.norm} eps {ball.eps:g}, 95% Wilson intervals"
     )
+
+
+def robust(
+    run: Run, attacks: str, *, samples: int | None = None, seed: int = 0, which: Which = "last"
+) -> tuple[Robustness, Path]:
+    """Robust accuracy under a suite of attacks, and the file in the run's folder that holds the result.
+
+    A call that was stopped goes on; the result of an earlier one with the same weights, images and suite is read.
+    """
+    (model,), x, y, ball = _measured([run], samples, seed, which)
+    folder = run.path / "measure"
+    name = f"robustness-{attacks}-{which}-{len(y)}-s{seed}"
+    result = gradlens.robustness(
+        model, x, y, ball, attacks=attacks, resume=folder / f"{name}.partial",
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    path = gradlens.save(result, folder / f"{name}.safetensors")
+    result.table().to_csv(folder / f"{name}.csv", index=False)
+    return result, path
+
+
+def transferred(
+    runs: Sequence[Run], *, samples: int | None = None, seed: int = 0, steps: int = 20, which: Which = "last"
+) -> tuple[Transfer, Path]:
+    """Points from each run, and from the others together, shown to each; and the file beside the runs that holds it.
+
+    Raises ValueError for a single run and for runs on different data sets.
+    """
+    names = [run.name for run in runs]
+    if len(set(names)) < 2:
+        raise ValueError(f"runs are {', '.join(names)}, expected at least two with different names for --transfer")
+    sets = sorted({run.config.dataset for run in runs})
+    if len(sets) > 1:
+        raise ValueError(f"runs are on {', '.join(sets)}, expected one data set")
+    models, x, y, ball = _measured(runs, samples, seed, which)
+    everyone = dict(zip(names, models, strict=True))
+    attack = gradlens.Attack("pgd-margin", pgd, {"steps": steps, "loss": losses.margin})
+    result = gradlens.transfer(
+        everyone, everyone, x, y, ball, attack=attack, ensemble=True, generator=torch.Generator().manual_seed(seed)
+    )
+    folder = runs[0].path.parent
+    result.frame().to_csv(folder / "transfer.csv", index=False)
+    return result, gradlens.save(result, folder / "transfer.safetensors")
+
+
+def matrix(result: Transfer) -> DataFrame:
+    """Accuracy in percent: rows are where points were made, columns whom they were shown."""
+    return DataFrame(100 * result.accuracy.numpy(), index=list(result.sources), columns=list(result.targets)).round(1)
+
+
+def _measured(
+    runs: Sequence[Run], samples: int | None, seed: int, which: Which
+) -> tuple[list[nn.Module], Tensor, Tensor, Ball]:
+    """The models, and the test images of their data set with labels and ball."""
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples is {samples}, expected at least 1, or none given for all test images")
+    dataset = data.load(runs[0].config.dataset)
+    x, y = data.subset(dataset.test, samples or len(dataset.test), seed)
+    return [run.model(which) for run in runs], x, y, dataset.ball

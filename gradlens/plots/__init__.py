@@ -3,6 +3,7 @@
 What ends in s takes a dict of results, one a model, and as many axes: small multiples on shared scales.
 """
 
+from .attacks import attacks, curves, transfer
 from .look import COLOURS, LABELS, OTHERS, colour, style
 from .paths import history, line, local_cosine, path, trace, traces
 from .planes import class_legend, decision_maps, decisions, surface, surfaces
@@ -17,8 +18,10 @@ __all__ = [
     "COLOURS",
     "LABELS",
     "OTHERS",
+    "attacks",
     "class_legend",
     "colour",
+    "curves",
     "decision_maps",
     "decisions",
     "distributions",
@@ -38,6 +41,7 @@ __all__ = [
     "surfaces",
     "trace",
     "traces",
+    "transfer",
     "weight_line",
     "weight_surface",
 ]

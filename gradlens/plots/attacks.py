@@ -1,0 +1,92 @@
+"""Robust accuracy: by attack, by budget, from model to model."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from ..intervals import wilson
+from ..robustness import Curve, Robustness, Transfer
+from .look import colour
+
+BUDGETS = {"eps": "eps (pixels)", "steps": "steps", "restarts": "restarts", "queries": "queries a sample"}
+
+
+def attacks(results: Mapping[str, Robustness], ax: Axes, *, names: Sequence[str] | None = None) -> Axes:
+    """Accuracy of each model clean, under each attack alone and in the worst case, with 95% Wilson intervals.
+
+    Of an evaluation that showed later attacks only what was left, the accuracy after each attack, and those before it.
+    `names` choose attacks and their order. Raises ValueError for no result and for an attack that did not run.
+    """
+    if not results:
+        raise ValueError("results are empty, expected at least one Robustness")
+    first = next(iter(results.values()))
+    names = list(first.attacks if names is None else names)
+    rows = ["clean", *names, "worst case"]
+    alone = all(np.isfinite(result.under(name)) for result in results.values() for name in names)
+    for i, (model, result) in enumerate(results.items()):
+        shares = [result.clean_accuracy]
+        for k, name in enumerate(names):
+            shares.append(result.under(name) if alone else result.under(*names[: k + 1]))
+        shares.append(result.robust_accuracy)
+        count = len(result.labels)
+        ends = np.array([wilson(round(share * count), count) for share in shares])
+        at = np.arange(len(rows)) + (i - (len(results) - 1) / 2) * 0.7 / max(1, len(results))
+        ax.hlines(at, ends[:, 0], ends[:, 1], color=colour(model, list(results)), lw=1.2)
+        ax.plot(shares, at, ls="none", marker="o", ms=4.5, color=colour(model, list(results)), label=model)
+    for line in np.arange(len(rows) - 1) + 0.5:
+        ax.axhline(line, color="0.9", lw=0.6, zorder=0)
+    ax.set(
+        yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5), xlim=(-0.02, 1.02),
+        xlabel="accuracy (each attack alone)" if alone else "accuracy (after each attack and those above it)",
+    )  # fmt: skip
+    return ax
+
+
+def curves(results: Mapping[str, Curve], ax: Axes) -> Axes:
+    """Accuracy against a budget, one line a model, with 95% Wilson bands; the ball's own eps is dotted.
+
+    Raises ValueError for no result and for curves over different budgets.
+    """
+    kinds = {result.over for result in results.values()}
+    if len(kinds) != 1:
+        raise ValueError(f"results are curves over {sorted(kinds) or 'nothing'}, expected one kind of budget")
+    (over,) = kinds
+    for model, result in results.items():
+        table = result.frame()
+        # a logarithmic axis has no 0: what no attack leaves is drawn at the left edge
+        at = table[over].to_numpy(float).copy()
+        if over != "eps":
+            at[0] = at[1] / 2
+        ax.plot(at, table["accuracy"], marker="o", ms=3, color=colour(model, list(results)), label=model)
+        ax.fill_between(at, table["low"], table["high"], color=colour(model, list(results)), alpha=0.1, lw=0)
+    if over == "eps":
+        ax.axvline(next(iter(results.values())).ball.eps, color="0.6", lw=0.8, ls=":")
+    else:
+        ax.set_xscale("log")
+        first = next(iter(results.values())).values
+        ax.set_xticks([float(first[0]) / 2, *first.tolist()], ["clean", *(f"{v:g}" for v in first.tolist())])
+        ax.tick_params(axis="x", labelsize="x-small")
+        ax.minorticks_off()
+    ax.set(xlabel=BUDGETS[over], ylabel="robust accuracy", ylim=(-0.02, 1.02))
+    return ax
+
+
+def transfer(result: Transfer, ax: Axes) -> Axes:
+    """The matrix of accuracies: rows are where points were made, columns whom they were shown. White-box is framed."""
+    table = 100 * result.accuracy.cpu().numpy()
+    sns.heatmap(
+        table, ax=ax, vmin=0, vmax=100, cmap="viridis", annot=True, fmt=".0f", square=True, linewidths=0.5,
+        xticklabels=list(result.targets), yticklabels=list(result.sources), annot_kws={"size": "small"},
+        cbar_kws={"label": "accuracy of the target (%)"},
+    )  # fmt: skip
+    for s, source in enumerate(result.sources):
+        if source in result.targets:
+            t = result.targets.index(source)
+            ax.add_patch(Rectangle((t, s), 1, 1, fill=False, ec="white", lw=2))
+    ax.set(xlabel="target", ylabel="points made on")
+    ax.tick_params(axis="y", labelrotation=0)
+    return ax
+
