@@ -1,11 +1,11 @@
 """Is the spectrum cheap? python -m tests.bench.curvature: ours and pyhessian's, on one loader of four batches.
 
-Ours gives the five largest and smallest eigenvalues, the trace to `--precision` (1%) and the density; pyhessian the five largest and
-the trace. Times are processor seconds of one process, medians of pairs A B A B. So exact a trace by pyhessian's Hutchinson
-takes (its relative standard error / precision)^2 as many vectors as it was given here: that time is computed, from the time it
-took for `--probes`; with `--whole` it is taken, once: half an hour, or minutes with `--precision 0.03`. The goal is a third. Exit code 1
-where it is missed, where a trace is off the other by more than three of their standard errors together, or where an
-eigenvalue is by more than 2%.
+Ours gives the five largest and smallest eigenvalues, the trace to `--precision` (1%) and the density; pyhessian the
+five largest and the trace. Times are processor seconds of one process, medians of pairs A B A B. So exact a trace by
+pyhessian's Hutchinson takes (its relative standard error / precision)^2 as many vectors as it was given here: that time
+is computed, from the time it took for `--probes`; with `--whole` it is taken, once: half an hour, or minutes with
+`--precision 0.03`. The goal is a third. Exit code 1 where it is missed, where a trace is off the other by more than
+three of their standard errors together, or where an eigenvalue is by more than 2%.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main() -> int:
         print(
             f"ours {a:.1f} s, trace {ours.trace:.4g} +- {ours.trace_error / ours.trace:.2%}, products {ours.products}; "
             f"pyhessian {b:.1f} s, trace {other.trace:.4g} +- {other.trace_error / other.trace:.2%} from "
-            f"{options.probes} vectors ({needed:.0f} for {options.precision:.0%}); eigenvalues differ by {gaps:.2%} at most"
+            f"{options.probes} vectors ({needed:.0f} for {options.precision:.0%}); eigenvalues differ by {gaps:.2%}"
         )
         if options.whole and pair == 0:
             b, other = timed(lambda theirs=theirs, needed=needed: theirs(round(needed)))
