@@ -1,7 +1,7 @@
 """Why does this image classifier resist gradient attacks? Any nn.Module in, frozen results out."""
 
 from . import losses
-from .attacks import PGDTrace, pgd
+from .attacks import PGDTrace, QueryTrace, hopskipjump, nes, pgd, rays, square
 from .ball import Ball
 from .compare import compare
 from .curvature import Spectrum, spectrum
@@ -34,6 +34,7 @@ __all__ = [
     "Made",
     "Normalized",
     "PGDTrace",
+    "QueryTrace",
     "Spectrum",
     "Stability",
     "Surface",
@@ -43,16 +44,20 @@ __all__ = [
     "entropy",
     "frozen",
     "gradients",
+    "hopskipjump",
     "input_line",
     "input_path",
     "input_plane",
     "interpolate",
     "load",
     "losses",
+    "nes",
     "pgd",
     "predict",
+    "rays",
     "save",
     "spectrum",
+    "square",
     "stability",
     "trajectory",
     "weight_line",
