@@ -12,19 +12,21 @@ from .windows import Size, cells, inside, signs
 def tiles(x: Tensor, numbers: Tensor, ball: Ball) -> Tensor:
     """The start: about five by five tiles, each a hill beside a hollow, on the ball's surface."""
     n, c, h, w = x.shape
-    size = (max(1, h // 5), max(1, w // 5))
-    delta, hills = torch.zeros_like(x), _hills(size).to(x)
+    size = Size(max(1, h // 5), max(1, w // 5))
+    delta, hills = torch.zeros_like(x), _hills(size.height, size.width).to(x)
     places = tile_places(h, w)
     numbers = numbers.view(n, len(places), c + 1)
     for k, (i, j) in enumerate(places):
-        shape = hills[(numbers[:, k, 0] < 0.5).long()][:, None]
-        delta[:, :, i : i + size[0], j : j + size[1]] = shape * signs(numbers[:, k, 1:])[:, :, None, None]
+        shape = hills[(numbers[:, k, 0] > 0.5).long()][:, None]
+        delta[:, :, i : i + size.height, j : j + size.width] = shape * signs(numbers[:, k, 1:])[:, :, None, None]
     return (x + ball.eps * unit(delta)).clamp(ball.low, ball.high)
 
 
 def tile_places(h: int, w: int) -> list[tuple[int, int]]:
     """First row and column of each tile."""
-    rows, columns = (range(long % side // 2, long - side + 1, side) for long in (h, w) for side in [max(1, long // 5)])
+    rows, columns = (
+        range(max(0, long - 5 * side) // 2, long - side + 1, side) for long in (h, w) for side in [max(1, long // 5)]
+    )
     return [(i, j) for i in rows for j in columns]
 
 
@@ -38,7 +40,7 @@ def shift(best: Tensor, x: Tensor, numbers: Tensor, size: Size, ball: Ball) -> T
     where = cells(numbers[:, :2], size, x)
     held = _length(delta * (to | off))
     spare = (ball.eps**2 - delta.flatten(1).square().sum(1)).clamp(min=0)[:, None, None, None]
-    hill = _hills(size).to(x)[(numbers[:, 4] < 0.5).long()][:, None] * signs(numbers[:, 5:])[:, :, None, None]
+    hill = _hills(size.height, size.width).to(x)[(numbers[:, 4] > 0.5).long()][:, None] * signs(numbers[:, 5:])[:, :, None, None]
     new = _scaled(hill + _scaled(delta[where])) * (spare / x.shape[1] + held.square()).sqrt()
     delta = delta.masked_fill(off, 0.0)
     delta[where] = new
@@ -55,9 +57,8 @@ def _scaled(t: Tensor) -> Tensor:
 
 
 @cache
-def _hills(size: Size) -> Tensor:
+def _hills(h: int, w: int) -> Tensor:
     """(2, height, width): a hill beside a hollow, one above the other and side by side, each of length 1."""
-    h, w = size
     lying = torch.cat([_hill(h // 2, w), -_hill(h - h // 2, w)], 0)
     standing = torch.cat([_hill(h, w // 2), -_hill(h, w - w // 2)], 1)
     pair = [standing if h == 1 else lying, lying if w == 1 else standing]

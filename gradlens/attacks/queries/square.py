@@ -27,6 +27,7 @@ def square(
     *,
     queries: int = 5000,
     p_init: float = 0.8,
+    reach_edges: bool = False,
     batch: int | None = None,
     generator: torch.Generator | None = None,
 ) -> QueryTrace:
@@ -35,8 +36,8 @@ def square(
     Andriushchenko et al. (2020), as AutoAttack runs it: each step puts one square of pixels on the ball's surface and
     keeps it where the margin rises; `p_init` is the share of pixels in the first squares, and its schedule is scaled
     to the budget. Images are (batch, ..., height, width), with anything between counted as channels; flat ones,
-    (batch, pixels), get stretches in place of squares. Squares also reach the last row and column, which the
-    reference's miss. A sample leaves once it is broken.
+    (batch, pixels), get stretches in place of squares. The reference's squares never lie along the last row and column, and so
+    neither do these, unless `reach_edges`, which is stronger on small images. A sample leaves once it is broken.
 
     `x`, `y`, `batch` as in `pgd`. Raises ValueError as `pgd` does, for random models, for a budget that is not a
     whole number of at least one query, and for a p_init outside (0, 1].
@@ -44,16 +45,19 @@ def square(
     if not (isinstance(p_init, Real) and 0 < p_init <= 1):
         raise ValueError(f"p_init is {p_init!r}, expected a share of pixels in (0, 1]")
 
-    def attack(box: BlackBox, draws: Callable[[], Draws]) -> None:
-        search(box, draws(), p_init)
+    if not isinstance(reach_edges, bool):
+        raise ValueError(f"reach_edges is {reach_edges!r}, expected True or False")
 
-    options = {"p_init": p_init}
+    def attack(box: BlackBox, draws: Callable[[], Draws]) -> None:
+        search(box, draws(), p_init, is_edged=reach_edges)
+
+    options = {"p_init": p_init, "reach_edges": reach_edges}
     return queried(
         attack, model, x, y, ball, call="square", queries=queries, options=options, batch=batch, generator=generator
     )
 
 
-def search(box: BlackBox, draws: Draws, p_init: float) -> None:
+def search(box: BlackBox, draws: Draws, p_init: float, *, is_edged: bool) -> None:
     """The attack itself, until each sample of the box is broken or out of queries."""
     x = _planes(box.x)
     c, h, w = x.shape[1:]
@@ -70,7 +74,7 @@ def search(box: BlackBox, draws: Draws, p_init: float) -> None:
             point = (_stripes if is_linf else tiles)(now, begin.block(who, 1)[:, 0], box.ball)
         else:
             best = box.best[who].view_as(now)
-            size = _size(_share(p_init, step, steps), h, w, is_linf)
+            size = Size(*_sides(_share(p_init, step, steps), h, w, least=1 if is_linf else 3), is_edged)
             move = _recolour if is_linf else shift
             point = move(best, now, numbers.step(who), size, box.ball)
         box.margins(point.view(len(who), *box.x.shape[1:]), who)
@@ -88,11 +92,11 @@ def _share(p_init: float, step: int, steps: int) -> float:
     return p_init / 2 ** sum(scaled > edge for edge in HALVINGS)
 
 
-def _size(share: float, h: int, w: int, is_linf: bool) -> Size:
+def _sides(share: float, h: int, w: int, *, least: int) -> tuple[int, int]:
     """Height and width of the window for this share of pixels."""
     is_line = min(h, w) == 1
-    long = max(round(share * h * w if is_line else math.sqrt(share * h * w)), 1 if is_linf else 3)
-    if not is_linf and long % 2 == 0:
+    long = max(round(share * h * w if is_line else math.sqrt(share * h * w)), least)
+    if least > 1 and long % 2 == 0:
         long += 1
     if not is_line:
         long = min(long, h, w)

@@ -1,24 +1,32 @@
 """Windows of pixels, one a sample, each at a place of its own."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ...types import Labels
 
-Size = tuple[int, int]  # height, width
+
+class Size(NamedTuple):
+    """Of a window; `is_edged` lets it lie along the last row and column."""
+
+    height: int
+    width: int
+    is_edged: bool = True
 
 
 def corners(numbers: Tensor, size: Size, x: Tensor) -> tuple[Labels, Labels]:
     """First row and column of each sample's window, from two uniform numbers a sample."""
-    room = zip(numbers.T, x.shape[-2:], size, strict=True)
-    top, left = ((number * (long - side + 1)).long().clamp(max=long - side) for number, long, side in room)
+    room = zip(numbers.T, x.shape[-2:], size[:2], strict=True)
+    top, left = ((number * (long - side + size.is_edged)).long().clamp(max=long - side) for number, long, side in room)
     return top, left
 
 
 def inside(numbers: Tensor, size: Size, x: Tensor) -> Tensor:
     """(n, 1, height, width): which pixels lie in each sample's window."""
     spans = []
-    for first, side, long in zip(corners(numbers, size, x), size, x.shape[-2:], strict=True):
+    for first, side, long in zip(corners(numbers, size, x), size[:2], x.shape[-2:], strict=True):
         place = torch.arange(long, device=x.device)
         spans.append((place >= first[:, None]) & (place < first[:, None] + side))
     return (spans[0][:, :, None] & spans[1][:, None, :])[:, None]
@@ -28,10 +36,8 @@ def cells(numbers: Tensor, size: Size, x: Tensor) -> tuple[Tensor, ...]:
     """Indices of the pixels of each sample's window, which take (n, channels, height, width) out of `x`."""
     n, c = x.shape[:2]
     top, left = corners(numbers, size, x)
-    rows, columns = (
-        top[:, None] + torch.arange(size[0], device=x.device),
-        left[:, None] + torch.arange(size[1], device=x.device),
-    )
+    rows = top[:, None] + torch.arange(size.height, device=x.device)
+    columns = left[:, None] + torch.arange(size.width, device=x.device)
     sample, channel = torch.arange(n, device=x.device), torch.arange(c, device=x.device)
     return (
         sample[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :],
