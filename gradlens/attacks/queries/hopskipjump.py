@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...ball import Ball, expand
 from ...draws import Draws, gaussian, uniform
-from ...types import Images, ImagesLike, Labels, LabelsLike, PerSample
+from ...types import Images, ImagesLike, LabelsLike, PerSample
 from .blackbox import BlackBox
 from .record import QueryTrace
 from .run import Numbers, queried
@@ -72,7 +72,7 @@ def walk(box: BlackBox, draws: Draws) -> None:
         step += 1
 
 
-def _start(box: BlackBox, draws: Draws) -> tuple[Images, Labels]:
+def _start(box: BlackBox, draws: Draws) -> tuple[Images, Tensor]:
     """An image that errs for each sample where one was found, and which samples these are."""
     ball, point = box.ball, box.x.clone()
     numbers = Numbers(uniform, box.x[0].numel() + 1, draws, box.x)
@@ -89,7 +89,7 @@ def _start(box: BlackBox, draws: Draws) -> tuple[Images, Labels]:
     return point, is_found.nonzero().flatten()
 
 
-def _bisect(box: BlackBox, point: Images, who: Labels, theta: float) -> None:
+def _bisect(box: BlackBox, point: Images, who: Tensor, theta: float) -> None:
     """Bring each point as close to its clean image as it errs, on the way that is straight in the ball's norm."""
     x, far = box.x[who], point[who]
     low, high = x.new_zeros(len(who)), x.new_ones(len(who))
@@ -108,7 +108,7 @@ def _towards(x: Images, far: Images, share: PerSample, ball: Ball) -> Images:
     return torch.minimum(torch.maximum(far, x - reach), x + reach)
 
 
-def _normal(box: BlackBox, point: Images, who: Labels, delta: Tensor, count: int, numbers: Numbers) -> Images:
+def _normal(box: BlackBox, point: Images, who: Tensor, delta: Tensor, count: int, numbers: Numbers) -> Tensor:
     """Normal of the boundary at each point, from `count` questions at distance `delta`, fewer where few are left."""
     asks = (box.left[who] - RESERVE).clamp(1, count)
     votes, drift, pull = torch.zeros_like(delta[who]), torch.zeros_like(point[who]), torch.zeros_like(point[who])
@@ -133,7 +133,7 @@ def _normal(box: BlackBox, point: Images, who: Labels, delta: Tensor, count: int
     return pull - expand(torch.where(mean.abs() < 1, mean, 0.0), pull) * drift
 
 
-def _jump(box: BlackBox, point: Images, who: Labels, direction: Images, step: int) -> None:
+def _jump(box: BlackBox, point: Images, who: Tensor, direction: Tensor, step: int) -> None:
     """Move each point along its direction, by half as much again and again, until it errs; else it stays."""
     size = box.ball.length(point[who] - box.x[who]) / math.sqrt(step)
     is_open = torch.ones_like(who, dtype=torch.bool)

@@ -40,7 +40,10 @@ def shift(best: Tensor, x: Tensor, numbers: Tensor, size: Size, ball: Ball) -> T
     where = cells(numbers[:, :2], size, x)
     held = _length(delta * (to | off))
     spare = (ball.eps**2 - delta.flatten(1).square().sum(1)).clamp(min=0)[:, None, None, None]
-    hill = _hills(size.height, size.width).to(x)[(numbers[:, 4] > 0.5).long()][:, None] * signs(numbers[:, 5:])[:, :, None, None]
+    hill = (
+        _hills(size.height, size.width).to(x)[(numbers[:, 4] > 0.5).long()][:, None]
+        * signs(numbers[:, 5:])[:, :, None, None]
+    )
     new = _scaled(hill + _scaled(delta[where])) * (spare / x.shape[1] + held.square()).sqrt()
     delta = delta.masked_fill(off, 0.0)
     delta[where] = new

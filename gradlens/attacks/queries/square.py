@@ -36,8 +36,9 @@ def square(
     Andriushchenko et al. (2020), as AutoAttack runs it: each step puts one square of pixels on the ball's surface and
     keeps it where the margin rises; `p_init` is the share of pixels in the first squares, and its schedule is scaled
     to the budget. Images are (batch, ..., height, width), with anything between counted as channels; flat ones,
-    (batch, pixels), get stretches in place of squares. The reference's squares never lie along the last row and column, and so
-    neither do these, unless `reach_edges`, which is stronger on small images. A sample leaves once it is broken.
+    (batch, pixels), get stretches in place of squares. The reference's squares never lie along the last row and
+    column, and so neither do these, unless `reach_edges`, which is stronger on small images. A sample leaves once it
+    is broken.
 
     `x`, `y`, `batch` as in `pgd`. Raises ValueError as `pgd` does, for random models, for a budget that is not a
     whole number of at least one query, and for a p_init outside (0, 1].
