@@ -27,10 +27,7 @@ every_hard = pytest.mark.parametrize(("attack", "ball"), HARD.values(), ids=HARD
 
 
 def seeded(attack: Any, *args: Any, seed: int = 3, **options: Any) -> QueryTrace:
-    """RayS draws nothing."""
-    if attack is not rays:
-        options["generator"] = torch.Generator().manual_seed(seed)
-    return attack(*args, **options)
+    return attack(*args, generator=torch.Generator().manual_seed(seed), **options)
 
 
 @pytest.fixture
@@ -91,9 +88,8 @@ def test_answers_are_the_models_and_at_most_width_images_are_in_it_at_a_time(cnn
 
 
 @every_attack
-@pytest.mark.parametrize("queries", [1, 2, 3, 140])
-@pytest.mark.parametrize("kind", ["cnn", "constant"])
-def test_queries_are_the_images_that_the_model_saw_sample_by_sample(attack, ball, queries, kind, cnn, images, labels):
+@pytest.mark.parametrize(("kind", "queries"), [("cnn", 2), ("cnn", 3), ("cnn", 60), ("constant", 30)])
+def test_queries_are_the_images_that_the_model_saw_sample_by_sample(attack, ball, kind, queries, cnn, images, labels):
     """Less what the door looks at and the recount, which a run of one query shows."""
     model = cnn if kind == "cnn" else Constant([0.0, 3.0, 1.0, 0.5]).double()
     y = labels if kind == "cnn" else torch.tensor([1, 1, 0, 1, 1, 2])
@@ -108,7 +104,7 @@ def test_queries_are_the_images_that_the_model_saw_sample_by_sample(attack, ball
 
     together, counted = spent(images, y, queries)
     assert together - spent(images, y, 1)[0] == int(counted.sum()) - 6
-    for i in (0, 2, 5):
+    for i in (0, 2):
         alone, own = spent(images[i : i + 1], y[i : i + 1], queries)
         assert alone - spent(images[i : i + 1], y[i : i + 1], 1)[0] == int(own) - 1
         assert own.item() == counted[i].item()
@@ -128,7 +124,7 @@ def test_a_sample_wrong_from_the_start_costs_one_query(attack, ball, cnn, images
 
 @every_attack
 def test_success_is_an_error_inside_the_ball_and_the_box_and_comes_at_its_query(attack, ball, linear, images, answers):
-    trace = seeded(attack, linear, images, answers, ball, queries=400)
+    trace = seeded(attack, linear, images, answers, ball, queries=200)
     value = gl.losses.margin(linear(trace.adversarial), answers).detach()
     torch.testing.assert_close(trace.margin, value)
     assert torch.equal(trace.success, value > 0)
@@ -137,11 +133,17 @@ def test_success_is_an_error_inside_the_ball_and_the_box_and_comes_at_its_query(
     assert (trace.found_at[trace.success] <= trace.queries[trace.success]).all()
     if trace.closest is None:
         assert torch.equal(trace.found_at[trace.success], trace.queries[trace.success].to(value))  # it leaves at once
-    for sample in trace.success.nonzero().flatten().tolist():  # a budget one short does not find it, one enough does
-        number, one = int(trace.found_at[sample]), slice(sample, sample + 1)
-        if attack is rays and number > 1:  # no schedule: a shorter run is the beginning of a longer one
-            short, enough = (rays(linear, images[one], answers[one], ball, queries=n) for n in (number - 1, number))
-            assert enough.success.all() and not short.success.any()
+
+
+def test_found_at_is_the_query_that_a_smaller_budget_lacks(linear, images, answers):
+    """RayS has no schedule: a shorter run is the beginning of a longer one."""
+    number = seeded(rays, linear, images, answers, Ball(0.1), queries=200).found_at
+    sample = int(number.where(number > 1, torch.inf).argmin())
+    one, number = slice(sample, sample + 1), int(number[sample])
+    short, enough = (
+        seeded(rays, linear, images[one], answers[one], Ball(0.1), queries=n) for n in (number - 1, number)
+    )
+    assert enough.success.all() and not short.success.any()
 
 
 @every_hard
@@ -157,29 +159,25 @@ def test_a_distance_is_that_of_an_error_in_the_box_however_far(attack, ball, lin
 
 @every_attack
 def test_batch_size_and_order_change_nothing(attack, ball, cnn, images, labels):
-    whole = seeded(attack, cnn, images, labels, ball, queries=70)
+    whole = seeded(attack, cnn, images, labels, ball, queries=40)
     turned = torch.tensor([3, 0, 5, 1, 4, 2])
     runs = [
-        (slice(None), seeded(attack, cnn, images, labels, ball, queries=70, batch=1)),
-        (slice(None), seeded(attack, cnn, images, labels, ball, queries=70, batch=4)),
-        (turned, seeded(attack, cnn, images[turned], labels[turned], ball, queries=70)),
-        (turned[:2], seeded(attack, cnn, images[turned[:2]], labels[turned[:2]], ball, queries=70)),
+        (slice(None), seeded(attack, cnn, images, labels, ball, queries=40, batch=1)),
+        (turned, seeded(attack, cnn, images[turned], labels[turned], ball, queries=40)),
     ]
     for where, run in runs:
         assert torch.equal(run.queries, whole.queries[where])
         torch.testing.assert_close(run.found_at, whole.found_at[where], equal_nan=True, rtol=0, atol=0)
         torch.testing.assert_close(run.adversarial, whole.adversarial[where], rtol=0, atol=1e-9)
         torch.testing.assert_close(run.distance, whole.distance[where], equal_nan=True, rtol=0, atol=1e-9)
-    if attack is not rays:
-        assert not torch.equal(seeded(attack, cnn, images, labels, ball, queries=70, seed=4).adversarial, whole.clean)
 
 
 @every_attack
 def test_a_constant_model_is_all_unbroken_or_all_wrong(attack, ball, images):
     for logits in ([0.0, 2.0], [1.0, 1.0]):
         model = Constant(logits).double()
-        right = seeded(attack, model, images, torch.ones(6, dtype=torch.long), ball, queries=200)
-        assert not right.success.any() and right.accuracy(200) == 1
+        right = seeded(attack, model, images, torch.ones(6, dtype=torch.long), ball, queries=50)
+        assert not right.success.any() and right.accuracy(50) == 1
         assert right.found_at.isnan().all() and right.distance.isnan().all()
         assert right.margin.isfinite().all() and right.adversarial.isfinite().all()
     wrong = seeded(attack, Constant([0.0, 2.0]).double(), images, torch.zeros(6, dtype=torch.long), ball, queries=200)
@@ -288,7 +286,7 @@ def test_steps_that_gradients_do_not_see_are_found():
     assert square(model, x, y, ball, queries=300).success.all()
     assert nes(model, x, y, ball, queries=2000, sigma=0.1).success.all()
     assert rays(model, x, y, ball, queries=300).success.all()
-    assert hopskipjump(model, x, y, ball, queries=700).success.all()
+    assert hopskipjump(model, x, y, ball, queries=400).success.all()
 
 
 def test_a_chunk_that_does_not_fit_is_asked_in_smaller_parts(cnn, images, labels):

@@ -1,5 +1,6 @@
 """Query attacks against closed forms, planted errors and the reference's own Square."""
 
+from functools import cache
 from importlib import import_module
 
 import pytest
@@ -37,9 +38,9 @@ def test_hard_label_attacks_find_a_plane_within_a_tenth_of_its_distance(attack, 
     model = plane(scale)
     x, y = beside(model)
     exact = model.distance(x, norm)
-    for trace in (attack(model, x, y, Ball(0.01, norm), queries=3000), attack(Detached(model), x, y, Ball(0.01, norm))):
-        assert (trace.distance >= 0.9999 * exact).all()
-        assert (trace.distance <= 1.1 * exact).all()
+    trace = attack(Detached(model), x, y, Ball(0.01, norm), queries=2000)
+    assert (trace.distance >= 0.9999 * exact).all()
+    assert (trace.distance <= 1.1 * exact).all()
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -73,7 +74,7 @@ def test_a_planted_region_is_found_and_is_what_is_reported():
     traces = [
         square(Planted(), x, y, ball, queries=300),
         rays(Planted(), x, y, ball, queries=1000),
-        hopskipjump(Planted(), x, y, ball, queries=3000),
+        hopskipjump(Planted(), x, y, ball, queries=2000),
     ]
     for trace in traces:
         assert trace.success.all(), trace
@@ -118,14 +119,14 @@ def test_square_breaks_what_the_reference_breaks_given_its_random_numbers(norm, 
     eps = 0.1 if norm == "linf" else 0.5
     monkeypatch.setattr(References, "norm", norm, raising=False)
     monkeypatch.setattr(import_module("gradlens.attacks.queries.square"), "Numbers", References)
-    theirs = SquareAttack(model, norm={"linf": "Linf", "l2": "L2"}[norm], n_queries=298, eps=eps, device="cpu")
+    theirs = SquareAttack(model, norm={"linf": "Linf", "l2": "L2"}[norm], n_queries=198, eps=eps, device="cpu")
     right = model(x).argmax(1) == y
     theirs.init_hyperparam(x)
     torch.manual_seed(0)
     queries, points = theirs.attack_single_run(x[right], y[right])
     robust = model(points).argmax(1) == y[right]
     with torch.no_grad():
-        box = BlackBox(model, x[right], y[right], Ball(eps, norm), queries=300, width=128, until_broken=True)
+        box = BlackBox(model, x[right], y[right], Ball(eps, norm), queries=200, width=128, until_broken=True)
         torch.manual_seed(0)
         search(box, Draws(()), 0.8, is_edged=False)
     assert 20 < robust.sum() < 110
@@ -143,6 +144,7 @@ def test_windows_along_the_last_row_and_column_break_more(generator):
     assert edged.success.sum() > plain.success.sum()
 
 
+@cache
 def digits_model() -> tuple[nn.Module, Tensor, Tensor]:
     """A small network trained for a second on scikit-learn's digits, and 128 others."""
     from sklearn.datasets import load_digits
