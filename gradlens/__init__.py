@@ -1,7 +1,7 @@
 """Why does this image classifier resist gradient attacks? Any nn.Module in, frozen results out."""
 
 from . import losses
-from .attacks import PGDTrace, pgd
+from .attacks import PGDTrace, QueryTrace, hopskipjump, nes, pgd, rays, square
 from .ball import Ball
 from .compare import compare
 from .curvature import Spectrum, spectrum
@@ -54,6 +54,7 @@ __all__ = [
     "Made",
     "Normalized",
     "PGDTrace",
+    "QueryTrace",
     "Robustness",
     "Spectrum",
     "Stability",
@@ -67,17 +68,21 @@ __all__ = [
     "entropy",
     "frozen",
     "gradients",
+    "hopskipjump",
     "input_line",
     "input_path",
     "input_plane",
     "interpolate",
     "load",
     "losses",
+    "nes",
     "pgd",
     "predict",
+    "rays",
     "robustness",
     "save",
     "spectrum",
+    "square",
     "stability",
     "trajectory",
     "transfer",

@@ -89,4 +89,3 @@ def transfer(result: Transfer, ax: Axes) -> Axes:
     ax.set(xlabel="target", ylabel="points made on")
     ax.tick_params(axis="y", labelrotation=0)
     return ax
-

@@ -8,8 +8,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from ..compare import values_of
-from ..intervals import wilson
 from ..entropy import Entropy
+from ..intervals import wilson
 from .look import LABELS, colour, outer_labels, panels, share_limits
 
 

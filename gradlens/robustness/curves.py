@@ -19,7 +19,7 @@ from ..intervals import wilson
 from ..losses import margin
 from ..model import frozen
 from ..provenance import Made, made
-from ..types import Axis, ImagesLike, LabelsLike, Loss, PerSample, SampleMask
+from ..types import Axis, ImagesLike, LabelsLike, Loss, PerSample
 from .rounds import Bout, mixed
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ def curve(
     )  # fmt: skip
 
 
-def _over_eps(bout: Bout, broken_at: Tensor, values: list[float], loss: Loss, steps: int, number: str, bar: tqdm) -> None:
+def _over_eps(
+    bout: Bout, broken_at: Tensor, values: list[float], loss: Loss, steps: int, number: str, bar: tqdm
+) -> None:
     balls = [Ball(value, bout.ball.norm, bout.ball.low, bout.ball.high) for value in values]
     for ball in balls:
         for where in _left(broken_at, bout.batch):

@@ -41,9 +41,7 @@ class Bout:
         ]
         return (torch.cat(answers) != y) & finite
 
-    def run(
-        self, attacks: Sequence[Attack], key: Mapping[str, str], resume: File | None, *, exhaustive: bool
-    ) -> State:
+    def run(self, attacks: Sequence[Attack], key: Mapping[str, str], resume: File | None, *, exhaustive: bool) -> State:
         """All attacks in their order; `key` says which evaluation this is, and seeds them."""
         clean = ~self.errs(self.images, self.images, self.labels)
         state = State.start(self.images, clean, [attack.name for attack in attacks], key, resume)

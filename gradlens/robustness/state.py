@@ -49,7 +49,9 @@ class State:
         fresh = (mask, mask.clone(), none, images.clone(), cost, cost.clone(), cost.clone())
         tensors = dict(zip(FIELDS, fresh, strict=True))
         if path is not None and Path(path).exists():
-            tensors = {name: t.to(tensors[name].device) for name, t in read_sealed(Path(path), "evaluation", key).items()}
+            tensors = {
+                name: t.to(tensors[name].device) for name, t in read_sealed(Path(path), "evaluation", key).items()
+            }
         state = cls(attacks, clean, tensors)
         state._path, state._key = None if path is None else Path(path), dict(key)
         return state
@@ -59,9 +61,7 @@ class State:
         waiting = self.clean & ~self.tried[row]
         return (waiting if exhaustive else waiting & (self.broken_by < 0)).nonzero()[:, 0]
 
-    def add(
-        self, row: int, where: Tensor, points: Images, broke: SampleMask, cost: Cost, seconds: float
-    ) -> None:
+    def add(self, row: int, where: Tensor, points: Images, broke: SampleMask, cost: Cost, seconds: float) -> None:
         """Take in a batch; written at once if the last write is long ago."""
         self.tried[row, where] = True
         self.broke[row, where] = broke
