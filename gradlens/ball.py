@@ -74,6 +74,10 @@ class Ball:
         """Size of a perturbation in this ball's norm, in pixels."""
         return linf(delta) if self.norm == "linf" else l2(delta)
 
+    def dual(self, grad: Images) -> PerSample:
+        """By how much a linear function with gradient `grad` rises at most, for a step of length 1 in this norm."""
+        return l1(grad) if self.norm == "linf" else l2(grad)
+
     def project(self, x: Images, centre: Images) -> Images:
         """Bring `x` back inside: ball first, then box. `centre` is in the box, so clamping never leaves the ball."""
         delta = x - centre

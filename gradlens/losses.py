@@ -1,9 +1,15 @@
-"""Per-sample attack losses: (logits, labels) -> (batch,). Higher means closer to an error."""
+"""Per-sample attack losses: (logits, labels) -> (batch,). Higher means closer to an error.
+
+`targeted_dlr` alone takes targets beside the labels; of the others, an attack on targets climbs the negative.
+"""
+
+import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from .types import Labels, Logits, PerSample
+from .types import Labels, Logits, Loss, PerSample
 
 
 def cross_entropy(logits: Logits, y: Labels) -> PerSample:
@@ -33,6 +39,45 @@ def dlr(logits: Logits, y: Labels) -> PerSample:
         raise ValueError(f"dlr needs at least 4 classes, the model has {logits.shape[1]}; take losses.margin instead")
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2])
+
+
+def targeted_dlr(logits: Logits, y: Labels, targets: Labels) -> PerSample:
+    """The target's lead over the true logit, over (largest - mean of third and fourth largest logit), without unit.
+
+    Like `dlr` it does not change when the logits are shifted or scaled; any error counts, the target only says where
+    to look for it (Croce & Hein 2020, AutoAttack's APGD-T).
+
+    Raises ValueError for fewer than four classes. Take `margin` there, in `apgd_targeted` or with `targets`.
+    """
+    if logits.shape[1] < 4:
+        raise ValueError(
+            f"targeted_dlr needs at least 4 classes, the model has {logits.shape[1]}; take losses.margin instead"
+        )
+    top = logits.topk(4, dim=1).values
+    lead = (logits.gather(1, targets[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+    return lead / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+
+
+def towards(loss: Loss, targets: Labels) -> Loss:
+    """What an attack on `targets` climbs: `targeted_dlr` itself, the negative of any other loss with them as labels."""
+
+    def climbed(logits: Tensor, y: Tensor) -> Tensor:
+        return targeted_dlr(logits, y, targets) if loss is targeted_dlr else -loss(logits, targets)
+
+    return climbed
+
+
+def probability_margin(logits: Logits, y: Labels) -> PerSample:
+    """log(1 + best wrong probability - true probability), in nats: climbs as the probability margin of Xie et al. 2024.
+
+    The margin of the softmax itself (arXiv 2411.15210) rounds to -1 in float32, and loses its gradient, where the model
+    is sure. Its logarithm after adding 1 has the same order and the same direction of gradient, and neither is lost.
+    Positive where the model errs.
+    """
+    wrong = logits.scatter(1, y[:, None], -torch.inf)
+    # 1 + p_j - p_y is the sum of all wrong probabilities, the best of them taken twice
+    twice = F.one_hot(wrong.argmax(1), logits.shape[1]) * math.log(2)
+    return (wrong + twice).logsumexp(1) - logits.logsumexp(1)
 
 
 def rescaled(logits: Logits, y: Labels) -> PerSample:

@@ -28,6 +28,7 @@ PerSmoothLoss = Float[Tensor, "smooth_losses batch"]
 PerScale = Float[Tensor, "scales batch"]
 PerDtype = Float[Tensor, "dtypes batch"]
 PointLabels = Int[Tensor, "points batch"]
+Targets = Int[Tensor, "batch ranks"]
 PathSum = Float[Tensor, "points *summed"]  # added up over samples
 Axis = Float[Tensor, "_"]  # a plane's two axes may differ in length
 Grid = Float[Tensor, "rows columns batch"]
@@ -57,4 +58,5 @@ TransferMask = Bool[Tensor, "sources targets batch"]
 
 Direction = dict[str, Tensor]  # what one unit adds to each named parameter; one that is not named stays
 Norm = Literal["linf", "l2"]
-Loss = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> one value a sample, higher = closer to an error
+# (logits, labels) -> one value a sample, higher = closer to an error; losses.targeted_dlr takes targets beside them
+Loss = Callable[..., Tensor]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,11 +51,12 @@ class Step(NamedTuple):
     cosine_first: PerSample
     sign_agreement: PerSample
     moved: PerSample
+    step_size: PerSample
 
 
 @dataclass(frozen=True)
 class PGDTrace:
-    """One PGD run on a batch of B images. T steps visit P = T + 1 points; point 0 is the start, point T the end.
+    """One climb by gradients on B images. T steps visit P = T + 1 points; point 0 is the start, point T the end.
 
     Step t leads from point t to point t + 1. Undefined values are nan, never a number that looks harmless.
     """
@@ -82,6 +84,7 @@ class PGDTrace:
     cosine_final: PerStep  # cos(g_t, x_T - clean): does the gradient point to where the attack ends?
     sign_agreement: PerStep  # share of pixels that keep the gradient's sign, among those where neither is 0
     moved: PerStep  # ||x_t+1 - x_t||_2 after projection, pixels
+    step_size: PerStep  # nominal length in the ball's norm, pixels, before projection and the attack's momentum
     path_dispersion: PerSample  # 1 - |mean over points of the gradient's direction|: 0 steady, 1 all over the place
     direction_sum: PathSum  # sum over samples of the unit gradients; nan with several starts, whose paths differ
     restart_agreement: PerSample  # mean cosine between the perturbations of two starts; nan with a single start
@@ -109,6 +112,11 @@ class PGDTrace:
     def reached(self) -> SampleMask:
         """The last point is given the class that a targeted attack wanted; without targets, any wrong class."""
         return self.success if self.targets is None else self.predicted[-1] == self.targets
+
+    @property
+    def halvings(self) -> Labels:
+        """How often the step size of each sample was halved on the way; 0 for an attack with a fixed one."""
+        return (self.step_size[1:] < self.step_size[:-1]).sum(0)
 
     @property
     def incomplete(self) -> SampleMask:
@@ -157,18 +165,22 @@ class PGDTrace:
 
 
 def strongest(runs: list[PGDTrace]) -> PGDTrace:
-    """For each sample, the run whose best point leads by most; what all runs cost together."""
-    chosen = torch.stack([run.lead for run in runs]).argmax(0)
-    everyone = torch.arange(len(chosen), device=chosen.device)
-    fields: dict[str, Any] = {}
-    for name in ("adversarial", "best", "lead", "gradient", "path_dispersion"):
-        fields[name] = torch.stack([getattr(run, name) for run in runs])[chosen, everyone]
-    for name in (*Point._fields, *Step._fields, "cosine_final"):
-        fields[name] = torch.stack([getattr(run, name) for run in runs])[chosen, :, everyone].T
+    """For each sample, the run whose best point leads by most, the first of equals; what all runs cost together."""
+    everyone = torch.arange(len(runs[0].lead), device=runs[0].lead.device)
+    best = functools.reduce(lambda kept, run: stronger(kept, run, everyone), runs)
     found = [run.best - run.clean for run in runs]
     pairs = [cosine(a, b) for i, a in enumerate(found) for b in found[:i]]
-    fields["restart_agreement"] = torch.stack(pairs).nanmean(0)
-    fields["direction_sum"] = torch.full_like(runs[0].direction_sum, torch.nan)
+    return dataclasses.replace(best, restart_agreement=torch.stack(pairs).nanmean(0))
+
+
+def stronger(kept: PGDTrace, run: PGDTrace, where: Labels) -> PGDTrace:
+    """`kept`, with those of the samples `where` for which a further `run` on them leads by more; costs add up."""
+    better = run.lead > kept.lead[where]
+    fields: dict[str, Any] = {"direction_sum": torch.full_like(kept.direction_sum, torch.nan)}
+    for name in ("adversarial", "best", "lead", "gradient", "path_dispersion"):
+        fields[name] = getattr(kept, name).index_copy(0, where[better], getattr(run, name)[better])
+    for name in (*Point._fields, *Step._fields, "cosine_final"):
+        fields[name] = getattr(kept, name).index_copy(1, where[better], getattr(run, name)[:, better])
     for name in ("forwards", "backwards"):
-        fields[name] = torch.stack([getattr(run, name) for run in runs]).sum(0)
-    return dataclasses.replace(runs[0], **fields)
+        fields[name] = getattr(kept, name).index_add(0, where, getattr(run, name))
+    return dataclasses.replace(kept, **fields)
