@@ -130,8 +130,8 @@ def gathered(
     """All samples at once, checked as `measured` checks them, and their fingerprint; for use within `frozen`.
 
     For what passes over the data many times: an iterable is read once, so that each pass sees the same samples, also
-    where it shuffles or augments. With `is_labelled` the model's own predictions do not stand in for labels. `stochastic` and
-    `probabilities` as in `admit`.
+    where it shuffles or augments. With `is_labelled` the model's own predictions do not stand in for labels.
+    `stochastic` and `probabilities` as in `admit`.
     """
     check_ball(ball)
     images: list[Images] = []

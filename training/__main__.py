@@ -85,7 +85,7 @@ def evaluate_command(
     if not finished:
         raise ValueError("no run is given, expected the folder of a finished run")
     ball = data.load(finished[0].config.dataset).ball
-    chosen = {"samples": samples, "seed": seed, "which": which}
+    chosen: dict[str, Any] = {"samples": samples, "seed": seed, "which": which}
     if transfer:
         result, path = transferred(finished, steps=steps, **chosen)
         print(f"accuracy (%) of the columns on points made on the rows, {ball.norm} eps {ball.eps:g}")

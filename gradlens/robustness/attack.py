@@ -68,7 +68,7 @@ def named(attacks: str | Sequence[Any], suites: Mapping[str, Sequence[Attack]]) 
     for attack in attacks:
         if not isinstance(attack, Attack) and not callable(attack):
             raise ValueError(
-                f"attacks holds {attack!r:.80}, expected gradlens.Attack or a function (model, x, y, ball)"
+                f"attacks holds {attack!r:.80}, expected an Attack or a function (model, x, y, ball)"
             )
         name = getattr(attack, "__name__", type(attack).__name__)
         chosen.append(attack if isinstance(attack, Attack) else Attack(name, attack))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +119,7 @@ def curve(
 
 
 def _over_eps(
-    bout: Bout, broken_at: Tensor, values: list[float], loss: Loss, steps: int, number: str, bar: tqdm
+    bout: Bout, broken_at: Tensor, values: list[float], loss: Loss, steps: int, number: str, bar: Any
 ) -> None:
     balls = [Ball(value, bout.ball.norm, bout.ball.low, bout.ball.high) for value in values]
     for ball in balls:
@@ -133,7 +133,7 @@ def _over_eps(
 
 
 def _over_steps(
-    bout: Bout, broken_at: Tensor, values: list[float], loss: Loss, steps: int, number: str, bar: tqdm
+    bout: Bout, broken_at: Tensor, values: list[float], loss: Loss, steps: int, number: str, bar: Any
 ) -> None:
     size = 2.5 * bout.ball.eps / steps
     points, done = bout.images.clone(), 0
@@ -150,7 +150,7 @@ def _over_steps(
 
 
 def _over_restarts(
-    bout: Bout, broken_at: Tensor, values: list[float], loss: Loss, steps: int, number: str, bar: tqdm
+    bout: Bout, broken_at: Tensor, values: list[float], loss: Loss, steps: int, number: str, bar: Any
 ) -> None:
     for restart in range(int(values[-1])):
         budget = next(value for value in values if value >= restart + 1)
@@ -164,7 +164,7 @@ def _over_restarts(
 
 
 def _over_queries(
-    bout: Bout, broken_at: Tensor, values: list[float], loss: Loss, steps: int, number: str, bar: tqdm
+    bout: Bout, broken_at: Tensor, values: list[float], loss: Loss, steps: int, number: str, bar: Any
 ) -> None:
     for where in _left(broken_at, bout.batch):
         x, y = bout.images[where], bout.labels[where]

@@ -13,7 +13,7 @@ from ..door import check_ball, check_count, check_generator
 from ..draws import seed
 from ..model import frozen, logits
 from ..provenance import made
-from ..types import Images, ImagesLike, LabelsLike
+from ..types import Images, ImagesLike, Labels, LabelsLike
 from . import autoattack
 from .attack import Attack, named
 from .autoattack import Version

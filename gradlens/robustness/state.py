@@ -49,9 +49,8 @@ class State:
         fresh = (mask, mask.clone(), none, images.clone(), cost, cost.clone(), cost.clone())
         tensors = dict(zip(FIELDS, fresh, strict=True))
         if path is not None and Path(path).exists():
-            tensors = {
-                name: t.to(tensors[name].device) for name, t in read_sealed(Path(path), "evaluation", key).items()
-            }
+            kept = read_sealed(Path(path), "evaluation", key)
+            tensors = {name: kept[name].to(t.device) for name, t in tensors.items()}
         state = cls(attacks, clean, tensors)
         state._path, state._key = None if path is None else Path(path), dict(key)
         return state

@@ -100,7 +100,7 @@ class Transfer:
         worst = ", ".join(f"{target} {self.worst(target):.1%}" for target in self.targets)
         return (
             f"{self.attack} in {self.ball.norm} eps {self.ball.eps:.4g} from {len(self.sources)} sources to "
-            f"{len(self.targets)} targets, {self.right.shape[1]} samples; accuracy under the worst other source: {worst}"
+            f"{len(self.targets)} targets, {self.right.shape[1]} samples; under the worst other source: {worst}"
         )
 
 
