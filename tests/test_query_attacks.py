@@ -1,5 +1,7 @@
 """Query attacks against closed forms, planted errors and the reference's own Square."""
 
+import copy
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 
@@ -112,27 +114,42 @@ class References:
         return torch.cat([shared.expand(len(who), -1), torch.rand(len(who), self.shape[0])], 1)
 
 
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    digits_model()  # is trained in float32
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("norm", NORMS)
 def test_square_breaks_what_the_reference_breaks_given_its_random_numbers(norm, monkeypatch):
-    """Within 1 sample in 128, on a trained model of real digits, and all but a few at the very same query."""
+    """Within 1 sample in 128, on a trained model of real digits, and at the very same query.
+
+    In float64, and under L2 all but a few end at the very same point: where a window holds next to nothing, the move
+    scales up what rounding left of it, and paths part on the last digit.
+    """
     model, x, y = digits_model()
-    eps = 0.1 if norm == "linf" else 0.5
+    model, x = copy.deepcopy(model).double(), x.double()
+    ball = Ball(0.1 if norm == "linf" else 0.5, norm)
     monkeypatch.setattr(References, "norm", norm, raising=False)
     monkeypatch.setattr(import_module("gradlens.attacks.queries.square"), "Numbers", References)
-    theirs = SquareAttack(model, norm={"linf": "Linf", "l2": "L2"}[norm], n_queries=198, eps=eps, device="cpu")
+    theirs = SquareAttack(model, norm={"linf": "Linf", "l2": "L2"}[norm], n_queries=198, eps=ball.eps, device="cpu")
     right = model(x).argmax(1) == y
     theirs.init_hyperparam(x)
     torch.manual_seed(0)
     queries, points = theirs.attack_single_run(x[right], y[right])
     robust = model(points).argmax(1) == y[right]
     with torch.no_grad():
-        box = BlackBox(model, x[right], y[right], Ball(eps, norm), queries=200, width=128, until_broken=True)
+        box = BlackBox(model, x[right], y[right], ball, queries=200, width=128, until_broken=True)
         torch.manual_seed(0)
         search(box, Draws(()), 0.8, is_edged=False)
     assert 20 < robust.sum() < 110
     assert (box.found_at.isnan() != robust).sum() <= 1
-    assert (box.used - 1 == queries).double().mean() > 0.95  # ours counts the clean image
-    torch.testing.assert_close(box.best[robust], points[robust], rtol=0, atol=1e-2 if norm == "l2" else 1e-6)
+    assert torch.equal(box.used - 1, queries.long())  # ours counts the clean image
+    apart = ball.length(box.best - points) > 1e-6
+    assert apart.double().mean() < (0.05 if norm == "l2" else 1e-9)
 
 
 def test_windows_along_the_last_row_and_column_break_more(generator):
@@ -169,7 +186,7 @@ def test_hills_are_the_references(side):
     theirs = SquareAttack(nn.Identity(), norm="L2", eps=1.0, device="cpu")
     shapes = [theirs.eta(side) for _ in range(20)]
     for ours in _hills(side, side):
-        assert any(torch.allclose(ours, shape, atol=1e-6) for shape in shapes)
+        assert any(torch.allclose(ours.float(), shape, atol=1e-6) for shape in shapes)
 
 
 @pytest.mark.parametrize("attack", [rays, hopskipjump])

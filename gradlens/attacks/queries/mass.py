@@ -70,7 +70,7 @@ def _hills(h: int, w: int) -> Tensor:
 
 def _hill(h: int, w: int) -> Tensor:
     """Rings around the middle of the window; ring k adds 1 / (k + 1)^2 to all within it. Of length 1."""
-    hill = torch.zeros(h, w)
+    hill = torch.zeros(h, w, dtype=torch.float64)
     for k in range(max(h // 2 + 1, w // 2 + 1)):
         rows, columns = (slice(max(long // 2 - k, 0), long // 2 + k + 1) for long in (h, w))
         hill[rows, columns] += 1 / (k + 1) ** 2
