@@ -1,7 +1,7 @@
 """Why does this image classifier resist gradient attacks? Any nn.Module in, frozen results out."""
 
 from . import losses
-from .attacks import PGDTrace, pgd
+from .attacks import Distances, PGDTrace, apgd, apgd_targeted, fgsm, minimum_norm, pgd, target_classes
 from .ball import Ball
 from .compare import compare
 from .curvature import Spectrum, spectrum
@@ -28,6 +28,7 @@ from .store import load, save
 
 __all__ = [
     "Ball",
+    "Distances",
     "Entropy",
     "Gradients",
     "InputPath",
@@ -39,8 +40,11 @@ __all__ = [
     "Surface",
     "Trajectory",
     "WeightSurface",
+    "apgd",
+    "apgd_targeted",
     "compare",
     "entropy",
+    "fgsm",
     "frozen",
     "gradients",
     "input_line",
@@ -49,11 +53,13 @@ __all__ = [
     "interpolate",
     "load",
     "losses",
+    "minimum_norm",
     "pgd",
     "predict",
     "save",
     "spectrum",
     "stability",
+    "target_classes",
     "trajectory",
     "weight_line",
     "weight_plane",

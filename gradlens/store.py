@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .attacks import PGDTrace
+from .attacks import Distances, PGDTrace
 from .ball import Ball
 from .curvature import Spectrum
 from .disk import write
@@ -21,7 +21,20 @@ from .landscape import InputPath, Surface, Trajectory, WeightSurface
 from .provenance import Made, digest
 from .stability import Stability
 
-KINDS = (Ball, Entropy, Gradients, InputPath, Made, PGDTrace, Spectrum, Stability, Surface, Trajectory, WeightSurface)
+KINDS = (
+    Ball,
+    Distances,
+    Entropy,
+    Gradients,
+    InputPath,
+    Made,
+    PGDTrace,
+    Spectrum,
+    Stability,
+    Surface,
+    Trajectory,
+    WeightSurface,
+)
 RESULTS = {kind.__name__: kind for kind in KINDS}
 FORMAT = "gradlens 1"
 
