@@ -1,7 +1,21 @@
 """Why does this image classifier resist gradient attacks? Any nn.Module in, frozen results out."""
 
 from . import losses
-from .attacks import PGDTrace, QueryTrace, hopskipjump, nes, pgd, rays, square
+from .attacks import (
+    Distances,
+    PGDTrace,
+    QueryTrace,
+    apgd,
+    apgd_targeted,
+    fgsm,
+    hopskipjump,
+    minimum_norm,
+    nes,
+    pgd,
+    rays,
+    square,
+    target_classes,
+)
 from .ball import Ball
 from .compare import compare
 from .curvature import Spectrum, spectrum
@@ -48,6 +62,7 @@ __all__ = [
     "Attack",
     "Ball",
     "Curve",
+    "Distances",
     "Entropy",
     "Gradients",
     "InputPath",
@@ -62,10 +77,13 @@ __all__ = [
     "Trajectory",
     "Transfer",
     "WeightSurface",
+    "apgd",
+    "apgd_targeted",
     "auto_attack",
     "compare",
     "curve",
     "entropy",
+    "fgsm",
     "frozen",
     "gradients",
     "hopskipjump",
@@ -75,6 +93,7 @@ __all__ = [
     "interpolate",
     "load",
     "losses",
+    "minimum_norm",
     "nes",
     "pgd",
     "predict",
@@ -84,6 +103,7 @@ __all__ = [
     "spectrum",
     "square",
     "stability",
+    "target_classes",
     "trajectory",
     "transfer",
     "weight_line",

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -78,14 +78,18 @@ class Ball:
         """By how much a linear function with gradient `grad` rises at most, for a step of length 1 in this norm."""
         return l1(grad) if self.norm == "linf" else l2(grad)
 
-    def project(self, x: Images, centre: Images) -> Images:
-        """Bring `x` back inside: ball first, then box. `centre` is in the box, so clamping never leaves the ball."""
+    def project(self, x: Images, centre: Images, radius: PerSample | None = None) -> Images:
+        """Bring `x` back inside: ball first, then box. `centre` is in the box, so clamping never leaves the ball.
+
+        A `radius` for each sample, in pixels, stands in for eps.
+        """
         delta = x - centre
+        eps: Any = self.eps if radius is None else expand(radius, delta)
         if self.norm == "linf":
-            delta = delta.clamp(-self.eps, self.eps)
+            delta = delta.clamp(-eps, eps)
         else:
             length = expand(l2(delta), delta)
-            delta = torch.where(length > self.eps, delta * (self.eps / length), delta)
+            delta = torch.where(length > eps, delta * (eps / length), delta)
         return (centre + delta).clamp(self.low, self.high)
 
     def contains(self, x: Images, centre: Images) -> SampleMask:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .attacks import PGDTrace, QueryTrace
+from .attacks import Distances, PGDTrace, QueryTrace
 from .ball import Ball
 from .curvature import Spectrum
 from .disk import write
@@ -23,8 +23,8 @@ from .robustness import Curve, Robustness, Transfer
 from .stability import Stability
 
 KINDS = (
-    Ball, Curve, Entropy, Gradients, InputPath, Made, PGDTrace, QueryTrace, Robustness, Spectrum, Stability, Surface,
-    Trajectory, Transfer, WeightSurface,
+    Ball, Curve, Distances, Entropy, Gradients, InputPath, Made, PGDTrace, QueryTrace, Robustness, Spectrum, Stability,
+    Surface, Trajectory, Transfer, WeightSurface,
 )  # fmt: skip
 RESULTS = {kind.__name__: kind for kind in KINDS}
 FORMAT = "gradlens 1"

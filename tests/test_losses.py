@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradlens import losses
 
-ALL = (losses.cross_entropy, losses.margin, losses.dlr, losses.rescaled)
+ALL = (losses.cross_entropy, losses.margin, losses.dlr, losses.rescaled, losses.probability_margin)
 
 
 @pytest.fixture
@@ -67,6 +67,51 @@ def test_dlr_needs_four_classes(classes):
         losses.dlr(torch.zeros(1, classes), torch.zeros(1, dtype=torch.long))
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_targeted_dlr_is_the_targets_lead_over_the_spread(scale, logits, labels):
+    targets = (labels + 1) % 5
+    slow = []
+    for row, y, t in zip(logits.tolist(), labels.tolist(), targets.tolist(), strict=True):
+        ordered = sorted(row, reverse=True)
+        slow.append((row[t] - row[y]) / (ordered[0] - (ordered[2] + ordered[3]) / 2))
+    found = losses.targeted_dlr(scale * (logits.double() + 7), labels, targets)
+    torch.testing.assert_close(found, torch.tensor(slow).double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_targeted_dlr_needs_four_classes(classes):
+    label = torch.zeros(1, dtype=torch.long)
+    with pytest.raises(ValueError, match=rf"targeted_dlr needs at least 4 classes, the model has {classes}"):
+        losses.targeted_dlr(torch.zeros(1, classes), label, label + 1)
+
+
+def softmax_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    p = logits.softmax(1)
+    return p.scatter(1, labels[:, None], -1).amax(1) - p.gather(1, labels[:, None])[:, 0]
+
+
+def test_probability_margin_is_the_log_of_one_more_and_climbs_the_same_way(logits, labels):
+    exact = logits.double()
+    found = losses.probability_margin(exact, labels)
+    torch.testing.assert_close(found.exp() - 1, softmax_margin(exact, labels))
+    assert torch.equal(found > 0, exact.argmax(1) != labels)
+    ways = [gradient(f, exact, labels) for f in (losses.probability_margin, softmax_margin)]
+    torch.testing.assert_close(*(way / way.norm(dim=1, keepdim=True) for way in ways))
+
+
+@pytest.mark.parametrize("scale", [10.0, 1e3])
+def test_probability_margin_keeps_its_direction_in_float32_where_the_softmax_has_lost_it(scale):
+    """Gaps of 10 and of 1,000 logits, against the gradient on paper."""
+    logits, labels = scale * torch.tensor([[1.0, 0.0, -0.05, -0.5]]), torch.tensor([0])
+    # p_y is 1 to many digits: the gradient of log(1 + p_j - p_y) is that of log(2 p_1 + p_2 + p_3)
+    weights = torch.tensor([2.0, 1.0, 1.0]).double() * (logits[0, 1:].double() - logits[0, 1].double()).exp()
+    expected = torch.cat([torch.tensor([-1.0]).double(), weights / weights.sum()])
+    found = gradient(losses.probability_margin, logits, labels)[0]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+    if scale == 1e3:
+        assert gradient(softmax_margin, logits, labels).eq(0).all()
+
+
 @pytest.mark.parametrize("scale", [0.01, 1.0, 1e3])
 def test_rescaled_is_the_cross_entropy_of_logits_whose_gap_is_one(scale, logits, labels):
     logits = scale * logits.double()
@@ -100,7 +145,7 @@ def test_samples_do_not_mix(loss, logits, labels):
     torch.testing.assert_close(gradient(loss, logits, labels), parts)
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.dlr])
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.dlr, losses.probability_margin])
 def test_raising_a_wrong_logit_past_the_true_one_raises_every_loss(loss):
     labels = torch.tensor([0])
     values = [loss(torch.tensor([[1.0, z, -3.0, -4.0]]), labels).item() for z in (-1.0, 0.0, 2.0)]

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from gradlens import (
     Ball,
+    apgd,
     entropy,
     input_line,
     input_path,
     input_plane,
     load,
     losses,
+    minimum_norm,
     pgd,
     rays,
     save,
@@ -40,6 +42,9 @@ def noisy(model: nn.Module, seed: int) -> dict[str, Tensor]:
 RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "trace": lambda model, x: pgd(model, x, None, Ball(0.1), steps=2, restarts=2),
     "trace full of nan": lambda model, x: pgd(Detached(model), x, None, Ball(0.1, "l2"), steps=1),
+    "trace of halved steps": lambda model, x: apgd(model, x, None, Ball(0.1), steps=8),
+    "distances": lambda model, x: minimum_norm(model, x, [0, 1, 2, 3, 0, 1], Ball(norm="l2"), steps=4),
+    "distances full of nan": lambda model, x: minimum_norm(Detached(model), x, None, steps=2),
     "stability": lambda model, x: stability(model, x, None, Ball(0.1), steps=2),
     "entropy": entropy,
     "entropy with labels and attack": lambda model, x: entropy(model, x, [0] * 6, x.flip(0)),
@@ -168,7 +173,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("thing", [{"a": 1}, torch.ones(3), None, Ball])
 def test_only_results_are_saved(thing, tmp_path):
-    with pytest.raises(ValueError, match=r"result is a .*, expected one of Ball, Entropy"):
+    with pytest.raises(ValueError, match=r"result is a .*, expected one of Ball, Distances, Entropy"):
         save(thing, tmp_path / "thing")
     assert os.listdir(tmp_path) == []
 

@@ -28,7 +28,7 @@ def fgsm(
 
     Arguments and errors are those of `pgd`, of which this is the run with steps=1 and step_size=eps.
     """
-    check_attack(ball, steps=1, step_size=ball.eps, samples=samples)
+    check_attack(ball, steps=1, step_size=None, samples=samples)
 
     def walk(x: Images, y: Labels, point: Images, wanted: Labels | None) -> PGDTrace:
         return climb(model, x, y, ball, point, 1, ball.eps, loss, samples, targets=wanted)

@@ -41,7 +41,7 @@ class Path:
         logits, value, grad = mean_gradient(self.model, point, self.y, self.loss, self.samples)
         direction = unit(grad)
         if self.points:
-            nominal = torch.as_tensor(step_size).to(value).expand(len(value))
+            nominal = step_size if isinstance(step_size, Tensor) else torch.full_like(value, step_size)
             moved = l2(point - self.end)
             self.steps.append(_turn(self.directions[0], self.directions[-1], direction, moved, nominal))
         else:

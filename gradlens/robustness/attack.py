@@ -67,9 +67,7 @@ def named(attacks: str | Sequence[Any], suites: Mapping[str, Sequence[Attack]]) 
     chosen = []
     for attack in attacks:
         if not isinstance(attack, Attack) and not callable(attack):
-            raise ValueError(
-                f"attacks holds {attack!r:.80}, expected an Attack or a function (model, x, y, ball)"
-            )
+            raise ValueError(f"attacks holds {attack!r:.80}, expected an Attack or a function (model, x, y, ball)")
         name = getattr(attack, "__name__", type(attack).__name__)
         chosen.append(attack if isinstance(attack, Attack) else Attack(name, attack))
     names = [attack.name for attack in chosen]
@@ -110,8 +108,6 @@ def _points(result: Any) -> Any:
     match result:
         case PGDTrace():
             return result.best
-        case QueryTrace():
-            return result.adversarial
-        case Distances():
+        case QueryTrace() | Distances():
             return result.adversarial
     return result
