@@ -58,11 +58,16 @@ def run(
 ) -> Images:
     """One attack as pyautoattack runs it (Croce & Hein 2020), with the settings of its `version`.
 
-    With fewer classes than it has targets for, it aims at all there are. `samples` > 1 averages APGD's gradient.
-    Returns points in the box of `ball`; the image itself where the attack has none.
+    With fewer classes than it has targets for, it aims at all there are; where it is not defined (`suits`), it does
+    nothing. `samples` > 1 averages APGD's gradient. Returns points in the box of `ball`; the image itself where the
+    attack has none.
     """
     from pyautoattack import AutoAttack
 
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    if not suits(name, classes, ball, x):
+        return x
     width = ball.high - ball.low
     number = generator.initial_seed() % 2**31
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):  # the package seeds torch's global generator
@@ -81,17 +86,17 @@ def run(
             attack.targeted = name == "fab-t"
             attack.n_restarts = 1 if attack.targeted else attack.n_restarts
         with torch.no_grad():
-            classes = model(x[:1]).shape[1]
             if name in ("apgd-t", "fab", "fab-t"):
                 attack.n_target_classes = min(attack.n_target_classes, classes - 1)
             points = attack.perturb(((x - ball.low) / width).clone(), y.clone())
     return ball.low + width * points.detach().to(x)
 
 
-def suited(version: Version, classes: int) -> tuple[str, ...]:
-    """The attacks of a version that are defined for so many classes: DLR takes three, its targeted form four."""
-    least = {"apgd-dlr": 3, "apgd-t": 4}
-    return tuple(name for name in VERSIONS[version] if classes >= least.get(name, 2))
+def suits(name: str, classes: int, ball: Ball, x: Images) -> bool:
+    """Is an attack defined? DLR takes three classes, its targeted form four; Square tiles images by fives in L2."""
+    if name == "square" and ball.norm == "l2":
+        return x.ndim == 4 and min(x.shape[2:]) >= 5
+    return classes >= {"apgd-dlr": 3, "apgd-t": 4}.get(name, 2)
 
 
 def check(model: nn.Module, x: Images, y: Labels, version: Version) -> dict[str, str]:

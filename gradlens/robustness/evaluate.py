@@ -54,7 +54,8 @@ def robustness(
 
     Raises ValueError as `pgd` does, for unknown attacks, points of another shape, and a `resume` file of another call.
     """
-    chosen = named(attacks or (RANDOMISED if samples > 1 else STANDARD), SUITES)
+    default = RANDOMISED if samples != 1 else STANDARD
+    chosen = named(default if attacks is None else attacks, SUITES)
     options = {"exhaustive": exhaustive, "samples": samples}
     return _evaluate("robustness", model, x, y, ball, chosen, options, found, resume, batch, generator)
 
@@ -74,8 +75,8 @@ def auto_attack(
 
     "standard": APGD-CE, targeted APGD and FAB, Square; "plus" adds restarts and untargeted ones; "rand" is for random
     models: APGD with gradients averaged over 20 passes, whose mean logits give the class. The package's own warnings
-    come as `flags`. Random models and models that end in a softmax are let in, for it to warn of. With fewer than four
-    classes, attacks that are not defined are left out, and a flag says so.
+    come as `flags`. Random models and models that end in a softmax are let in, for it to warn of. Attacks that
+    are not defined, DLR for few classes and Square in L2 on images of less than 5 x 5, are left out, and a flag says so.
 
     Raises ValueError as `robustness` does, and for an unknown version.
     """
@@ -110,7 +111,8 @@ def _evaluate(
         flags: dict[str, str] = {}
         if isinstance(chosen, str):
             flags = autoattack.check(model, images[:batch], labels[:batch], chosen)
-            chosen = reference(chosen, logits(model, images[:1]).shape[1])
+            chosen, left_out = reference(chosen, logits(model, images[:1]).shape[1], ball, images)
+            flags |= {"left out": left_out} if left_out else {}
         _refuse_single_pass(chosen, options["samples"])
         attacks = (*_given(found, images), *chosen)
         record = made(
