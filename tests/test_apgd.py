@@ -162,6 +162,39 @@ def test_with_targets_it_goes_where_it_is_told_by_either_form_of_loss(cnn, image
     )
 
 
+class Planted(nn.Module):
+    """Class 1 within `radius` of one point that was put into the ball, class 0 elsewhere."""
+
+    def __init__(self, point: Tensor, radius: float) -> None:
+        super().__init__()
+        self.point, self.radius = nn.Parameter(point), radius
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.radius - (x - self.point).flatten(1).norm(dim=1)
+        return torch.stack([torch.zeros_like(z), z], 1)
+
+
+@BALLS
+def test_a_planted_error_is_found_by_halving_where_full_steps_jump_over_it(ball):
+    generator = torch.Generator().manual_seed(3)
+    x, y, by_full_steps = torch.full((1, 30), 0.5), torch.zeros(1, dtype=torch.long), 0
+    for _ in range(4):
+        model = Planted(ball.sample(x, generator), 0.02)
+        trace = gl.apgd(model, x, y, ball, loss=losses.margin)
+        assert trace.ever.all() and model(trace.best).argmax(1).item() == 1 and ball.contains(trace.best, x).all()
+        full = gl.pgd(model, x, y, ball, steps=100, step_size=ball.eps / 4, loss=losses.margin)
+        by_full_steps += int(full.ever.sum())
+        assert gl.minimum_norm(model, x, y, ball).distance.item() <= ball.eps
+        empty = Planted(ball.sample(x, generator), -1e-3)
+        assert not gl.apgd(empty, x, y, ball, loss=losses.margin).ever.any()
+    assert by_full_steps < 3  # by luck
+
+
+def test_a_trace_reads_as_one_line(cnn, images, labels):
+    said = str(gl.apgd(cnn, images, labels, Ball(0.1), steps=10))
+    assert said.startswith("6 samples, apgd, linf eps 0.1: accuracy ") and " over 10 steps " in said
+
+
 def test_passes_are_counted_as_the_model_sees_them(images, labels, cnn):
     calls = 0
 

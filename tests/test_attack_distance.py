@@ -91,7 +91,7 @@ def test_the_minimum_norm_is_within_a_tenth_above_the_distance_and_never_below(s
 
 @NORMS
 def test_the_minimum_norm_on_many_pixels_and_beside_the_box(norm):
-    """784 pixels; then a plane on which one pixel can do nothing, since it stands at the box and would have to leave."""
+    """784 pixels; then a pixel that stands at the box and would have to leave it, and so can do nothing."""
     w = torch.randn(784, generator=torch.Generator().manual_seed(1))
     plane = Plane(w, b=float(0.5 * w.sum()))
     x = 0.5 - 0.002 * w / w.norm() * torch.tensor([[1.0], [100.0], [1000.0]])

@@ -122,7 +122,7 @@ def test_half_precision_train_mode_and_single_images_are_taken(images):
 @pytest.mark.parametrize("eps", [-0.1, float("nan"), float("inf")])
 def test_an_eps_that_is_none_is_refused(eps, cnn, images, right):
     found = gl.minimum_norm(cnn, images, right, steps=1)
-    with pytest.raises(ValueError, match="eps is .*, expected 0 or a positive"):
+    with pytest.raises(ValueError, match=r"eps is .*, expected 0 or a positive"):
         found.accuracy(eps)
 
 

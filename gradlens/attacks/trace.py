@@ -145,6 +145,15 @@ class PGDTrace:
         defined = (self.grad_norm > 0) & self.grad_norm.isfinite()
         return 1 - self.direction_sum.flatten(1).norm(dim=1) / defined.sum(1)
 
+    def __str__(self) -> str:
+        name = self.made.call.partition("(")[0]
+        return (
+            f"{len(self.labels)} samples, {name}, {self.ball.norm} eps {self.ball.eps:.3g}: accuracy"
+            f" {1 - self.ever.double().mean():.1%} over {len(self.moved)} steps"
+            f"  silent successes {self.silent_success.double().mean():.1%}"
+            f"  halvings {self.halvings.double().mean():.1f}  undefined {self.undefined.mean():.1%}"
+        )
+
     def frame(self) -> DataFrame:
         """Tidy table, one row a point and sample.
 
