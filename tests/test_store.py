@@ -173,7 +173,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("thing", [{"a": 1}, torch.ones(3), None, Ball])
 def test_only_results_are_saved(thing, tmp_path):
-    with pytest.raises(ValueError, match=r"result is a .*, expected one of Ball, Distances, Entropy"):
+    with pytest.raises(ValueError, match=r"result is a .*, expected one of Ball, Curve, Distances"):
         save(thing, tmp_path / "thing")
     assert os.listdir(tmp_path) == []
 

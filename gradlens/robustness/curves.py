@@ -75,7 +75,7 @@ def curve(
     ball: Ball = Ball(),
     *,
     over: Budget = "eps",
-    values: Sequence[float] | None = None,
+    values: Sequence[float] | Sequence[int] | None = None,
     loss: Loss = margin,
     steps: int = 20,
     batch: int = BATCH,
@@ -181,7 +181,7 @@ def _left(broken_at: PerSample, batch: int) -> Sequence[Tensor]:
     return rows.split(batch) if len(rows) else ()
 
 
-def _checked(over: Budget, values: Sequence[float] | None, ball: Ball) -> list[float]:
+def _checked(over: Budget, values: Sequence[float] | Sequence[int] | None, ball: Ball) -> list[float]:
     if values is None:
         return [v * ball.eps if over == "eps" else float(v) for v in VALUES[over]]
     given = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [None]

@@ -75,8 +75,8 @@ def auto_attack(
 
     "standard": APGD-CE, targeted APGD and FAB, Square; "plus" adds restarts and untargeted ones; "rand" is for random
     models: APGD with gradients averaged over 20 passes, whose mean logits give the class. The package's own warnings
-    come as `flags`. Random models and models that end in a softmax are let in, for it to warn of. Attacks that
-    are not defined, DLR for few classes and Square in L2 on images of less than 5 x 5, are left out, and a flag says so.
+    come as `flags`. Random models and models that end in a softmax are let in, for it to warn of. Attacks that are
+    not defined, DLR for few classes and Square in L2 on images below 5 x 5, are left out, and a flag says so.
 
     Raises ValueError as `robustness` does, and for an unknown version.
     """

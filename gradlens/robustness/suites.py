@@ -2,26 +2,14 @@
 
 import functools
 
-import torch
-from torch import nn
-
-from ..attacks import PGDTrace, apgd, apgd_targeted, hopskipjump, nes, pgd, rays, square
+from ..attacks import apgd, apgd_targeted, hopskipjump, nes, pgd, rays, square
 from ..ball import Ball
-from ..losses import margin, targeted_dlr
-from ..model import logits
-from ..types import Images, Labels
+from ..losses import margin
+from ..types import Images
 from . import autoattack
 from .attack import Attack
 from .autoattack import VERSIONS, Version
 from .precise import pgd_double
-
-
-def apgd_t(
-    model: nn.Module, x: Images, y: Labels, ball: Ball, *, steps: int, classes: int, generator: torch.Generator
-) -> PGDTrace:
-    """`apgd_targeted` towards the classes that MALT ranks first; below four classes, where DLR ends, on the margin."""
-    loss = targeted_dlr if logits(model, x[:1]).shape[1] >= 4 else margin
-    return apgd_targeted(model, x, y, ball, steps=steps, classes=classes, loss=loss, generator=generator)
 
 
 def reference(version: Version, classes: int, ball: Ball, x: Images) -> tuple[tuple[Attack, ...], str]:
@@ -39,7 +27,7 @@ def reference(version: Version, classes: int, ball: Ball, x: Images) -> tuple[tu
 QUICK = (
     Attack("pgd-margin", pgd, {"steps": 20, "loss": margin}),
     Attack("apgd-ce", apgd, {"steps": 50}),
-    Attack("apgd-t", apgd_t, {"steps": 50, "classes": 4}),
+    Attack("apgd-t", apgd_targeted, {"steps": 50, "loss": margin}),
     Attack("pgd-double", pgd_double),
 )
 STANDARD = (
