@@ -3,7 +3,7 @@
 What ends in s takes a dict of results, one a model, and as many axes: small multiples on shared scales.
 """
 
-from .attacks import attacks, curves, transfer
+from .attacks import asymmetry, attacks, curves, transfer
 from .look import COLOURS, LABELS, OTHERS, colour, style
 from .paths import history, line, local_cosine, path, trace, traces
 from .planes import class_legend, decision_maps, decisions, surface, surfaces
@@ -18,6 +18,7 @@ __all__ = [
     "COLOURS",
     "LABELS",
     "OTHERS",
+    "asymmetry",
     "attacks",
     "class_legend",
     "colour",

@@ -14,11 +14,18 @@ from .look import colour
 BUDGETS = {"eps": "eps (pixels)", "steps": "steps", "restarts": "restarts", "queries": "queries a sample"}
 
 
-def attacks(results: Mapping[str, Robustness], ax: Axes, *, names: Sequence[str] | None = None) -> Axes:
+def attacks(
+    results: Mapping[str, Robustness],
+    ax: Axes,
+    *,
+    names: Sequence[str] | None = None,
+    worst: Mapping[str, Robustness] | None = None,
+) -> Axes:
     """Accuracy of each model clean, under each attack alone and in the worst case, with 95% Wilson intervals.
 
-    Of an evaluation that showed later attacks only what was left, the accuracy after each attack, and those before it.
-    `names` choose attacks and their order. Raises ValueError for no result and for an attack that did not run.
+    The worst case is that of `worst`, by the same names, where more ran than `results` tell of. Of an evaluation that
+    showed later attacks only what was left, the accuracy after each attack, and those before it. `names` choose
+    attacks and their order. Raises ValueError for no result and for an attack that did not run.
     """
     if not results:
         raise ValueError("results are empty, expected at least one Robustness")
@@ -30,7 +37,7 @@ def attacks(results: Mapping[str, Robustness], ax: Axes, *, names: Sequence[str]
         shares = [result.clean_accuracy]
         for k, name in enumerate(names):
             shares.append(result.under(name) if alone else result.under(*names[: k + 1]))
-        shares.append(result.robust_accuracy)
+        shares.append((worst or results)[model].robust_accuracy)
         count = len(result.labels)
         ends = np.array([wilson(round(share * count), count) for share in shares])
         at = np.arange(len(rows)) + (i - (len(results) - 1) / 2) * 0.7 / max(1, len(results))
@@ -71,6 +78,22 @@ def curves(results: Mapping[str, Curve], ax: Axes) -> Axes:
         ax.tick_params(axis="x", labelsize="x-small")
         ax.minorticks_off()
     ax.set(xlabel=BUDGETS[over], ylabel="robust accuracy", ylim=(-0.02, 1.02))
+    return ax
+
+
+def asymmetry(result: Transfer, ax: Axes) -> Axes:
+    """How much better the column's model fares against the row's than the row's against it, in percentage points."""
+    both = [name for name in result.sources if name in result.targets]
+    rows = [result.sources.index(name) for name in both]
+    columns = [result.targets.index(name) for name in both]
+    table = 100 * result.asymmetry[rows][:, columns].cpu().numpy()
+    reach = max(1.0, float(np.nanmax(np.abs(table))) if np.isfinite(table).any() else 1.0)
+    sns.heatmap(
+        table, ax=ax, vmin=-reach, vmax=reach, cmap="RdBu", annot=True, fmt=".0f", square=True, linewidths=0.5,
+        xticklabels=both, yticklabels=both, annot_kws={"size": "small"}, cbar_kws={"label": "percentage points"},
+    )  # fmt: skip
+    ax.set(xlabel="target", ylabel="points made on")
+    ax.tick_params(axis="y", labelrotation=0)
     return ax
 
 
