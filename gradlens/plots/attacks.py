@@ -86,7 +86,7 @@ def asymmetry(result: Transfer, ax: Axes) -> Axes:
     both = [name for name in result.sources if name in result.targets]
     rows = [result.sources.index(name) for name in both]
     columns = [result.targets.index(name) for name in both]
-    table = 100 * result.asymmetry[rows][:, columns].cpu().numpy()
+    table = (100 * result.asymmetry[rows][:, columns]).round().cpu().numpy() + 0.0  # no minus before a 0
     reach = max(1.0, float(np.nanmax(np.abs(table))) if np.isfinite(table).any() else 1.0)
     sns.heatmap(
         table, ax=ax, vmin=-reach, vmax=reach, cmap="RdBu", annot=True, fmt=".0f", square=True, linewidths=0.5,
@@ -108,7 +108,7 @@ def transfer(result: Transfer, ax: Axes) -> Axes:
     for s, source in enumerate(result.sources):
         if source in result.targets:
             t = result.targets.index(source)
-            ax.add_patch(Rectangle((t, s), 1, 1, fill=False, ec="white", lw=2))
+            ax.add_patch(Rectangle((t, s), 1, 1, fill=False, ec="black", lw=1.5))
     ax.set(xlabel="target", ylabel="points made on")
     ax.tick_params(axis="y", labelrotation=0)
     return ax
