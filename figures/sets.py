@@ -21,10 +21,11 @@ class Notebook:
 
 @dataclass(frozen=True)
 class Profile:
-    """A variation of a set: another sweep, other parameters."""
+    """A variation of a set: another sweep, other parameters, for all notebooks and for single ones."""
 
     sweep: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    notebook: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class FigureSet:
             raise ValueError(f"set {self.name!r} has no profile {profile!r}{nearest(profile, [FULL, *self.profiles])}")
         chosen = self.profiles.get(profile, Profile())
         extra = {**chosen.parameters, **({} if runs is None else {"runs": runs})}
-        notebooks = tuple(replace(book, parameters={**book.parameters, **extra}) for book in self.notebooks)
+        notebooks = tuple(
+            replace(book, parameters={**book.parameters, **extra, **chosen.notebook.get(book.name, {})})
+            for book in self.notebooks
+        )
         return replace(self, notebooks=notebooks, sweep=chosen.sweep or self.sweep)
 
     def only(self, names: Iterable[str]) -> tuple[Notebook, ...]:
@@ -81,6 +85,11 @@ def load(name: str, root: Path) -> FigureSet:
     for book in books:
         if [other.name for other in books].count(book.name) > 1:
             raise ValueError(f"{where} names the notebook {book.name!r} twice; its second figures would hide the first")
+    known = [book.name for book in books]
+    for key, profile in profiles.items():
+        for one in profile.notebook:
+            if one not in known:
+                raise ValueError(f"{where}, [profiles.{key}]: there is no notebook {one!r}{nearest(one, known)}")
     return FigureSet(name, table["title"], books, table.get("about", ""), table.get("sweep"), profiles)
 
 
@@ -103,9 +112,11 @@ def _notebook(row: Any, shared: Mapping[str, Any], where: str) -> Notebook:
 def _profile(name: str, row: Any, where: str) -> Profile:
     if name == FULL:
         raise ValueError(f"{where}: {FULL!r} is the name of the set without a profile; choose another")
-    _check(row, {"sweep": str, "parameters": dict}, where)
-    _no_out(row.get("parameters", {}), where)
-    return Profile(row.get("sweep"), row.get("parameters", {}))
+    _check(row, {"sweep": str, "parameters": dict, "notebook": dict}, where)
+    for parameters in (row.get("parameters", {}), *row.get("notebook", {}).values()):
+        _check(parameters, dict.fromkeys(parameters, object), where)
+        _no_out(parameters, where)
+    return Profile(row.get("sweep"), row.get("parameters", {}), row.get("notebook", {}))
 
 
 def _no_out(parameters: Mapping[str, Any], where: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import gradlens as gl
 from gradlens import Attack, Ball, Robustness, auto_attack, robustness
+from gradlens.robustness import autoattack
 from gradlens.robustness.precise import pgd_double
 from tests.analytic import Constant, Counting, Plane, Random, smooth_cnn, snapshot
 
@@ -40,6 +41,13 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
             F.cross_entropy(model(delta), b).backward()
             optimizer.step()
     return model.eval(), x[1500:1564], y[1500:1564]
+
+
+def square_of_reference(model: nn.Module, x: Tensor, y: Tensor, ball: Ball, *, generator: torch.Generator) -> Tensor:
+    """The package's Square on three images: thousands of queries take their time."""
+    points = x.clone()
+    points[:3] = autoattack.run(model, x[:3], y[:3], ball, name="square", generator=generator)
+    return points
 
 
 @pytest.fixture
@@ -238,9 +246,11 @@ def test_the_model_is_left_as_it_was_and_costs_are_what_passed_through_it(cnn, i
     assert (result.backwards > 0).any() and (result.backwards <= result.forwards).all()
 
 
+@pytest.mark.slow
 def test_the_reference_breaks_what_it_breaks_by_itself(digits):
     """The package's own loop over its attacks against ours, on a model with some robustness. Seeds differ."""
     model, x, y = digits
+    x, y = x[:48], y[:48]
     ours = auto_attack(model, x, y, BALL, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
         theirs = AutoAttack(model, eps=0.1, norm="Linf", seed=0, version="standard", device="cpu")
@@ -251,15 +261,13 @@ def test_the_reference_breaks_what_it_breaks_by_itself(digits):
     assert int((ours.robust ^ left).sum()) <= 1
     assert ours.attacks == ("aa-apgd-ce", "aa-apgd-t", "aa-fab-t", "aa-square")
     assert not ours.flags.keys() & {"randomised", "softmax", "dynamic", "classes"}
-    standard = robustness(model, x, y, BALL, generator=torch.Generator().manual_seed(0))
     quick = robustness(model, x, y, BALL, attacks="quick", generator=torch.Generator().manual_seed(0))
-    assert standard.robust_accuracy <= ours.robust_accuracy
-    assert abs(quick.robust_accuracy - ours.robust_accuracy) <= 1.01 / 64
+    assert abs(quick.robust_accuracy - ours.robust_accuracy) <= 1.01 / 48
     # our own Auto-PGD on the cross-entropy and the reference's, each alone
     alone = robustness(model, x, y, BALL, attacks=[Attack("apgd", gl.apgd, {"steps": 100}), gl.STANDARD[4]],
                        exhaustive=True)  # fmt: skip
     assert alone.attacks[1] == "aa-apgd-ce"
-    assert abs(alone.under("apgd") - alone.under("aa-apgd-ce")) <= 1.01 / 64
+    assert abs(alone.under("apgd") - alone.under("aa-apgd-ce")) <= 1.01 / 48
 
 
 def test_another_box_is_the_same_evaluation(digits):
@@ -273,10 +281,11 @@ def test_another_box_is_the_same_evaluation(digits):
         def forward(self, x: Tensor) -> Tensor:
             return self.inner((x + 1) / 2)
 
-    plain = auto_attack(model, x[:24], y[:24], BALL, generator=torch.Generator().manual_seed(0))
-    wide = auto_attack(
-        Shifted(), 2 * x[:24] - 1, y[:24], Ball(0.2, low=-1.0, high=1.0), generator=torch.Generator().manual_seed(0)
-    )
+    seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
+    attacks = [*gl.STANDARD[4:5], Attack("square", square_of_reference)]
+    plain = robustness(model, x[:24], y[:24], BALL, attacks=attacks, generator=seeds[0])
+    box = Ball(0.2, low=-1.0, high=1.0)
+    wide = robustness(Shifted(), 2 * x[:24] - 1, y[:24], box, attacks=attacks, generator=seeds[1])
     assert int((plain.robust ^ wide.robust).sum()) <= 1  # rounding of the pixels may turn one
     assert (wide.adversarial >= -1).all() and (wide.adversarial <= 1).all()
     assert (wide.adversarial < 0).any()
@@ -307,19 +316,20 @@ class Dynamic(nn.Module):
 
 def test_the_references_warnings_come_as_data(digits, caplog):
     model, x, y = digits
-    x, y = x[:8], y[:8]
-    for made, kind in (
-        (Softmax(model), "softmax"),
-        (Random(model, 0.05), "randomised"),
-        (Dynamic(model), "dynamic"),
-        (Softmax(model, 1e4), "zero gradients"),
-    ):
-        with caplog.at_level(logging.DEBUG):
-            found = auto_attack(made, x, y, Ball(0.02), version="plus" if kind == "dynamic" else "standard")
-        assert kind in found.flags, (kind, found.flags)
-        assert found.flags[kind] in str(found)
-        assert "flags_doc" not in str(found)
-    assert auto_attack(model, x, y, Ball(0.02)).flags == {}  # its counters do not remember the dynamic one
+    x, y = x[:3], y[:3]
+    with caplog.at_level(logging.DEBUG):
+        for made, kind in ((Softmax(model), "softmax"), (Dynamic(model), "dynamic"),
+                           (Softmax(model, 1e4), "zero gradients")):  # fmt: skip
+            found = auto_attack(made, x, y, Ball(0.02), version="rand")
+            assert kind in found.flags, (kind, found.flags)
+            assert found.flags[kind] in str(found)
+            assert "flags_doc" not in str(found)
+        # its counters do not remember the dynamic one
+        assert auto_attack(model, x, y, Ball(0.02), version="rand").flags == {}
+        assert autoattack.check(Random(model, 0.05), x, y, "standard").keys() == {"randomised"}
+        assert autoattack.check(Random(model, 0.05), x, y, "rand") == {}
+        noisy = auto_attack(Random(model, 0.05), x, y, Ball(0.9))  # all are broken at once
+        assert "randomised" in noisy.flags and noisy.robust_accuracy == 0
     assert not [record for record in caplog.records if record.name == "auto-attack" and record.levelno >= 30]
 
 
@@ -327,17 +337,17 @@ def test_few_classes_leave_out_what_is_not_defined():
     plane = Plane(torch.tensor([0.5, -0.3, 0.2, 0.4]), b=0.4)
     x = torch.rand(12, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     y = gl.predict(plane, x)
-    result = auto_attack(plane, x, y, Ball(0.2))
+    result = auto_attack(plane, x, y, Ball(0.5))
     assert result.attacks == ("aa-apgd-ce", "aa-fab-t", "aa-square")
     assert "only 2 classes" in result.flags["classes"]
     three = smooth_cnn(classes=3).float()
     x = torch.rand(4, 2, 5, 5)
-    assert auto_attack(three, x, ball=Ball(0.1)).attacks == result.attacks
+    assert auto_attack(three, x, ball=Ball(0.9)).attacks == result.attacks
     assert result.flags["left out"] == "apgd-t"
     tiny = Plane(torch.tensor([0.5, -0.3, 0.2, 0.4]), b=0.4)
-    small = auto_attack(tiny, torch.rand(3, 1, 2, 2), ball=Ball(0.1, "l2"))
+    small = auto_attack(tiny, torch.rand(3, 1, 2, 2), ball=Ball(0.9, "l2"))
     assert small.flags["left out"] == "apgd-t, square"
-    assert robustness(three, x, ball=Ball(0.1)).attacks[-3:] == ("aa-apgd-t", "aa-fab-t", "aa-square")
+    assert robustness(three, x, ball=Ball(0.9)).attacks[-3:] == ("aa-apgd-t", "aa-fab-t", "aa-square")
 
 
 def test_the_package_leaves_the_callers_random_numbers_and_trace_alone(digits):
@@ -365,11 +375,11 @@ def test_a_random_model_is_judged_by_its_mean(digits):
         robustness(noisy, x, y, BALL, attacks="quick")
     with pytest.raises(ValueError, match=r"attack 'square' takes one pass for the truth, and samples is 4"):
         robustness(noisy, x, y, BALL, attacks=[Attack("square", gl.square)], samples=4)
-    result = robustness(noisy, x[:16], y[:16], BALL, samples=8)
+    result = robustness(noisy, x[:6], y[:6], BALL, samples=8)
     assert result.attacks == ("pgd-ce", "pgd-margin", "apgd-ce")
-    plain = robustness(model, x[:16], y[:16], BALL, attacks="randomised")
+    plain = robustness(model, x[:6], y[:6], BALL, attacks="randomised")
     assert abs(result.robust_accuracy - plain.robust_accuracy) <= 0.2  # the noise of `Random` is small
-    rand = auto_attack(noisy, x[:16], y[:16], BALL, version="rand")
+    rand = auto_attack(noisy, x[:4], y[:4], BALL, version="rand")
     assert rand.attacks == ("aa-apgd-ce", "aa-apgd-dlr")
     assert "randomised" not in rand.flags
 

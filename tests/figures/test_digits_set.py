@@ -36,6 +36,7 @@ def test_the_smoke_set_trains_draws_and_is_then_current(tmp_path: Path) -> None:
     manifest = json.loads((out / "manifest.json").read_text())
     names = {path.parent.name for path in out.glob("*/*.png")}
     expected = {"training", "gradients", "dynamics", "entropy", "input_landscape", "weight_landscape", "curvature"}
+    expected |= {"robustness", "transfer"}
     assert names == expected
     pictures = list(out.glob("*/*.png"))
     assert len(pictures) >= 12

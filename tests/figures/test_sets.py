@@ -28,6 +28,9 @@ def test_a_profile_wins_over_a_notebook_and_a_notebook_over_its_set(house):
     assert [book.parameters["samples"] for book in tiny.under("full").notebooks] == [3, 99]
     assert [book.parameters["samples"] for book in tiny.under("smoke").notebooks] == [1, 1]
     assert {book.parameters["runs"] for book in tiny.under("smoke", "mine").notebooks} == {"mine"}
+    house.edit_set("samples = 1 }", "samples = 1 }\n[profiles.smoke.notebook.two]\nsamples = 7")
+    tiny = sets.load("tiny", house.root)
+    assert [book.parameters["samples"] for book in tiny.under("smoke").notebooks] == [1, 7]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,11 @@ def test_a_wrong_word_is_named_with_the_nearest_right_one(house, capsys, words: 
         ('name = "two"', 'name = "../two"', "name is '../two', expected a file of notebooks/"),
         ("samples = 3", 'out = "here"', "the parameter out is chosen by the build"),
         ("[[notebook]]", "[[notebook", "is not TOML"),
+        (
+            "[profiles.smoke]",
+            "[profiles.smoke.notebook.tow]\nlevel = 1\n[profiles.smoke]",
+            "there is no notebook 'tow'",
+        ),
         ("samples = 3", "sampels = 3", "no parameter 'sampels'; did you mean 'samples'?"),
         ("samples = 3", "samples = 3.5", 'samples is 3.5, expected int ("images measured; n = 4 is a test")'),
         ("samples = 3", 'samples = "3"', "samples is '3', expected int"),
