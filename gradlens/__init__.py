@@ -48,6 +48,7 @@ from .robustness import (
     Transfer,
     auto_attack,
     curve,
+    exchange,
     robustness,
     transfer,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "compare",
     "curve",
     "entropy",
+    "exchange",
     "fgsm",
     "frozen",
     "gradients",

@@ -163,6 +163,31 @@ def test_what_was_found_elsewhere_is_tried_first(striped):
         robustness(model, x, y, BALL, attacks=[Attack("b", answers(x, {}))], found={"short": broken[:2]})
 
 
+def test_what_was_found_on_one_model_is_shown_to_the_others(striped):
+    model, x, y, broken = striped
+    models = {name: Striped() for name in ("a", "b", "c")}
+    first = {
+        name: robustness(models[name], x, y, BALL, attacks=[Attack("own", answers(x, {i: broken[i]}))])
+        for name, i in (("a", 0), ("b", 1), ("c", 1))
+    }
+    after = gl.exchange(models, first)
+    assert after["a"].attacks == ("own", "found on b", "found on c")
+    assert after["a"].broken_by.tolist() == [0, 1, -1, -1, -1]
+    assert after["b"].broken_by.tolist() == [1, 0, -1, -1, -1]
+    assert after["c"].broken_by.tolist() == [1, 0, -1, -1, -1]
+    assert after["a"].tried.sum(1).tolist() == [4, 3, 2]
+    assert after["a"].robust_accuracy == pytest.approx(0.4) and first["a"].robust_accuracy == pytest.approx(0.6)
+    assert after["b"].distance[0] == pytest.approx(0.08)
+    assert first["a"].attacks == ("own",)  # the record that was given stays
+    assert len(after["a"].table()) == 3 and "exchange" in after["a"].made.call
+    with pytest.raises(ValueError, match="expected dicts of the same names"):
+        gl.exchange({"a": model}, first)
+    with pytest.raises(ValueError, match=r"results\['b'\] is of other samples or another ball"):
+        gl.exchange(models, {**first, "b": robustness(model, x, y, Ball(0.2), attacks=[answers(x, {})])})
+    with pytest.raises(ValueError, match="expected at least two models"):
+        gl.exchange({"a": model}, {"a": first["a"]})
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_on_a_plane_what_lies_nearer_than_eps_is_broken_and_nothing_else(norm, scale):

@@ -3,6 +3,7 @@
 from .attack import Attack
 from .curves import Curve, curve
 from .evaluate import auto_attack, robustness
+from .exchange import exchange
 from .record import Robustness
 from .suites import FULL, QUICK, RANDOMISED, STANDARD
 from .transfer import Transfer, transfer
@@ -18,6 +19,7 @@ __all__ = [
     "Transfer",
     "auto_attack",
     "curve",
+    "exchange",
     "robustness",
     "transfer",
 ]

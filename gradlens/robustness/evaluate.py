@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..ball import Ball
 from ..batches import BATCH, gathered
@@ -13,13 +13,14 @@ from ..door import check_ball, check_count, check_generator
 from ..draws import seed
 from ..model import frozen, logits
 from ..provenance import made
-from ..types import Images, ImagesLike, Labels, LabelsLike
+from ..types import Images, ImagesLike, LabelsLike
 from . import autoattack
 from .attack import Attack, named
 from .autoattack import Version
+from .known import known
 from .record import Robustness
 from .rounds import Bout
-from .state import File
+from .state import File, State
 from .suites import RANDOMISED, STANDARD, SUITES, reference
 
 Attacks = str | Sequence[Any]
@@ -114,46 +115,21 @@ def _evaluate(
             chosen, left_out = reference(chosen, logits(model, images[:1]).shape[1], ball, images)
             flags |= {"left out": left_out} if left_out else {}
         _refuse_single_pass(chosen, options["samples"])
-        attacks = (*_given(found, images), *chosen)
+        attacks = (*known(found, images), *chosen)
         record = made(
             call, model, fingerprint, str(images.device), generator, ball=ball, **options,
             attacks=", ".join(map(str, attacks)),
         )  # fmt: skip
         key = {"call": record.call, "model": record.model, "data": record.data, "seed": str(seed(generator))}
         bout = Bout(model, images, labels, ball, options["samples"], batch)
+        state = State.start(images, bout.right(), [attack.name for attack in attacks], key, resume)
         with autoattack.heard() as heard:
-            state = bout.run(attacks, key, resume, exhaustive=options["exhaustive"])
+            bout.run(attacks, state, key["seed"], exhaustive=options["exhaustive"])
     result = Robustness(
         images=images, labels=labels, clean=state.clean, attacks=state.attacks, distance=bout.distance(state),
         flags=flags | heard, ball=ball, made=record, **state.results(),
     )  # fmt: skip
     return dataclasses.replace(result, flags=result.flags | autoattack.about_square(result.table()))
-
-
-def _given(found: Mapping[str, Any] | None, images: Images) -> list[Attack]:
-    """Points from elsewhere as attacks that cost a forward pass."""
-    if found is None:
-        return []
-    if not isinstance(found, Mapping):
-        raise ValueError(f"found is a {type(found).__name__}, expected a dict of points by the name of their origin")
-    attacks = []
-    for name, given in found.items():
-        points = given.adversarial if isinstance(given, Robustness) else given
-        if not isinstance(points, Tensor) or points.shape != images.shape:
-            came = f"shape {tuple(points.shape)}" if isinstance(points, Tensor) else f"a {type(points).__name__}"
-            raise ValueError(f"found[{name!r}] has {came}, expected points for all images, {tuple(images.shape)}")
-        attacks.append(Attack(f"found on {name}", _Lookup(images, points.to(images))))
-    return attacks
-
-
-class _Lookup:
-    """Points that are known already, for the images of one batch."""
-
-    def __init__(self, images: Images, points: Images) -> None:
-        self.points = {image.numpy(force=True).tobytes(): point for image, point in zip(images, points, strict=True)}
-
-    def __call__(self, model: nn.Module, x: Images, y: Labels, ball: Ball) -> Images:
-        return torch.stack([self.points[image.numpy(force=True).tobytes()] for image in x])
 
 
 def _refuse_single_pass(attacks: Sequence[Attack], samples: int) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from ..batches import smaller
 from ..model import logits
 from ..types import Images, Labels, SampleMask
 from .attack import Attack, metered
-from .state import File, State
+from .state import State
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,20 @@ class Bout:
         ]
         return (torch.cat(answers) != y) & finite
 
-    def run(self, attacks: Sequence[Attack], key: Mapping[str, str], resume: File | None, *, exhaustive: bool) -> State:
-        """All attacks in their order; `key` says which evaluation this is, and seeds them."""
-        clean = ~self.errs(self.images, self.images, self.labels)
-        state = State.start(self.images, clean, [attack.name for attack in attacks], key, resume)
+    def right(self) -> SampleMask:
+        """The samples that the model gets right as they are."""
+        return ~self.errs(self.images, self.images, self.labels)
+
+    def run(self, attacks: Sequence[Attack], state: State, number: str, *, exhaustive: bool) -> None:
+        """All attacks in their order, which are the last rows of `state`; `number` seeds them."""
         with ExitStack() as stack:
             stack.callback(state.flush)  # also when interrupted
-            total = int(clean.sum()) * len(attacks)
+            total = int(state.clean.sum()) * len(attacks)
             bar = stack.enter_context(tqdm(desc="robustness", unit="sample", delay=3, disable=None, total=total))
-            for row, attack in enumerate(attacks):
+            for row, attack in enumerate(attacks, len(state.attacks) - len(attacks)):
                 bar.set_postfix_str(attack.name)
-                for met in self._met(attack, row, state, key["seed"], exhaustive):
+                for met in self._met(attack, row, state, number, exhaustive):
                     bar.update(met)
-        return state
 
     def _met(self, attack: Attack, row: int, state: State, number: str, exhaustive: bool) -> Any:
         """One attack on all that it has to meet; yields how many samples a batch settles."""

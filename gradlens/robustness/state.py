@@ -12,6 +12,7 @@ from torch import Tensor
 from ..sealed import read_sealed, write_sealed
 from ..types import Images, SampleMask
 from .attack import Cost
+from .record import Robustness
 
 SECONDS = 5.0  # between two writes: a lost batch costs less than a write after each
 File = str | os.PathLike[str]
@@ -54,6 +55,14 @@ class State:
         state = cls(attacks, clean, tensors)
         state._path, state._key = None if path is None else Path(path), dict(key)
         return state
+
+    @classmethod
+    def further(cls, result: Robustness, attacks: Sequence[str]) -> "State":
+        """What a record tells, with room for more attacks."""
+        rows = {name: getattr(result, name).clone() for name in FIELDS}
+        for name in ("tried", "broke", "forwards", "backwards", "seconds"):
+            rows[name] = torch.cat([rows[name], rows[name].new_zeros(len(attacks), *rows[name].shape[1:])])
+        return cls((*result.attacks, *attacks), result.clean, rows)
 
     def todo(self, row: int, *, exhaustive: bool) -> Tensor:
         """The samples that an attack has still to meet."""

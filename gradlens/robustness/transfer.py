@@ -157,7 +157,7 @@ def transfer(
         images, labels, fingerprint = gathered(first, x, y, ball, batch=batch, is_labelled=True)
         _refuse_other_classes(everyone, images, labels)
         bouts = {name: Bout(model, images, labels, ball, 1, batch) for name, model in everyone.items()}
-        right = {name: ~bouts[name].errs(images, images, labels) for name in targets}
+        right = {name: bouts[name].right() for name in targets}
         made_on = dict(sources.items())
         if ensemble:
             for target in targets:

@@ -1,0 +1,42 @@
+"""Points from elsewhere as attacks that cost a forward pass."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ball import Ball
+from ..types import Images, Labels
+from .attack import Attack
+from .record import Robustness
+
+
+class Known:
+    """Gives each image the point that was found for it, however the images are cut into batches."""
+
+    def __init__(self, images: Images, points: Images) -> None:
+        self.points = {_key(image): point for image, point in zip(images, points, strict=True)}
+
+    def __call__(self, model: nn.Module, x: Images, y: Labels, ball: Ball) -> Images:
+        return torch.stack([self.points[_key(image)] for image in x])
+
+
+def known(found: Mapping[str, Any] | None, images: Images) -> list[Attack]:
+    """An attack for each origin. Raises ValueError for points of another shape than the images."""
+    if found is None:
+        return []
+    if not isinstance(found, Mapping):
+        raise ValueError(f"found is a {type(found).__name__}, expected a dict of points by the name of their origin")
+    attacks = []
+    for name, given in found.items():
+        points = given.adversarial if isinstance(given, Robustness) else given
+        if not isinstance(points, Tensor) or points.shape != images.shape:
+            came = f"shape {tuple(points.shape)}" if isinstance(points, Tensor) else f"a {type(points).__name__}"
+            raise ValueError(f"found[{name!r}] has {came}, expected points for all images, {tuple(images.shape)}")
+        attacks.append(Attack(f"found on {name}", Known(images, points.to(images))))
+    return attacks
+
+
+def _key(image: Tensor) -> bytes:
+    return image.numpy(force=True).tobytes()
