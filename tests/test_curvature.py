@@ -278,3 +278,17 @@ def test_it_prints_and_tabulates(cnn, images, y, generator):
     assert row["eigenvalue"] == inputs.bottom[4, 1].item()
     assert "spectrum(of='inputs', k=2" in inputs.made.call
     assert dataclasses.is_dataclass(inputs)
+
+
+def test_a_trace_that_misses_its_precision_says_so(cnn, images, monkeypatch):
+    y = [0, 1, 2, 3, 0, 1]
+    reached = gl.spectrum(cnn, images, y, steps=5, precision=0.5)
+    assert reached.is_trace_exact and "asked" not in str(reached)
+    monkeypatch.setattr("gradlens.curvature.estimates.MOST", 8)
+    missed = gl.spectrum(cnn, images, y, steps=5, precision=1e-9)
+    assert not missed.is_trace_exact
+    assert float(missed.trace_error) > 1e-9 * float(missed.trace.abs())
+    assert "(1e-09 of it was asked)" in str(missed)
+    whole = gl.spectrum(cnn, images, y, precision=1e-9)  # few enough weights that Lanczos sees them all
+    assert whole.is_trace_exact
+    assert gl.spectrum(cnn, images, y, of="inputs").is_trace_exact

@@ -108,7 +108,7 @@ def test_frame_has_a_row_a_point_and_sample(cnn, images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"points": 0}, "points is 0, expected at least 1 to a step"),
+        ({"points": 0}, "points is 0, expected at least 1"),
         ({"steps": 0}, "steps is 0, expected at least 1"),
         ({"step_size": -1.0}, "step_size is -1.0, expected a positive number"),
         ({"batch": 0}, "batch is 0, expected at least 1"),

@@ -24,6 +24,7 @@ from gradlens import (
     entropy,
     input_line,
     input_plane,
+    losses,
     pgd,
     plots,
     spectrum,
@@ -320,3 +321,19 @@ def test_a_spectrum_that_is_undefined_or_all_zero_is_drawn_empty_without_complai
     }
     plots.spectrum(dataclasses.replace(flat, **void), ax)
     ax.figure.canvas.draw()
+
+
+def test_spectra_on_shared_axes_keep_their_marks_and_one_scale(cnn, images):
+    flat, steep = spectrum(cnn, images), spectrum(cnn, images, loss=lambda z, y: 1e4 * losses.cross_entropy(z, y))
+    fig, axes = plt.subplots(1, 2, sharex=True, sharey=True)
+    for ax, result in zip(axes, (flat, steep), strict=True):
+        plots.spectrum(result, ax, width=1.0)
+    fig.canvas.draw()
+    tops = [ax.lines[0].get_ydata().max() for ax in axes]
+    assert axes[0].get_ylim() == pytest.approx((1e-6 * max(tops), 3 * max(tops)))
+    for ax in axes:
+        for marks in ax.collections:
+            heights = marks.get_offset_transform().transform(marks.get_offsets())[:, 1]
+            box = ax.get_window_extent()
+            assert (heights > box.y0).all() and (heights < box.y1).all()
+    plt.close(fig)

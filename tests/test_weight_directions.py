@@ -151,6 +151,14 @@ def test_hessian_directions_are_the_spectrum_s_eigenvectors(cnn, images):
     assert plane.axes[0].startswith("eigenvector of the Hessian at ")
 
 
+def test_an_axis_says_that_its_eigenvector_has_not_converged(cnn, images):
+    y = torch.tensor([0, 1, 2, 3, 0, 1])
+    rough = spectrum(cnn, images, y, k=2, steps=3, probes=2, depth=2, precision=1e3)
+    assert not rough.converged.any()
+    plane = weight_plane(cnn, images, y, directions=rough, span=0.01, points=3)
+    assert all(axis.endswith("(not converged)") for axis in plane.axes)
+
+
 def test_what_cannot_be_normalised_is_refused(cnn):
     with pytest.raises(ValueError, match=r"has no weights that filter normalisation moves"):
         random_directions(nn.BatchNorm2d(3))

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 from gradlens import Ball, WeightSurface, interpolate, pgd, trajectory, weight_line, weight_plane
-from gradlens.landscape import ledger
+from gradlens.landscape import ledger, weight_selftest
 from tests.analytic import Bowl, Counting, InPlace, smooth_cnn, snapshot
 
 every_slice = pytest.mark.parametrize("measure", [weight_line, weight_plane])
@@ -584,3 +584,32 @@ def test_parallel_directions_are_refused_and_oblique_ones_say_their_angle(images
             twin[5].bias += i
     with pytest.raises(ValueError, match=r"the ways from models\[0\] to the others are parallel"):
         interpolate(collinear, images, labels, points=3)
+
+
+def test_the_selftest_sees_a_plane_that_is_shifted_by_one_cell():
+    assert weight_selftest() < 1e-12
+
+    def shifted(*args: Any, **options: Any) -> WeightSurface:
+        surface = weight_plane(*args, **options)
+        return dataclasses.replace(surface, values=surface.values.roll(1, 1))
+
+    def turned(*args: Any, **options: Any) -> WeightSurface:
+        surface = weight_plane(*args, **options)
+        return dataclasses.replace(surface, values=surface.values.mT.contiguous())
+
+    assert weight_selftest(plane=shifted) > 1e-3
+    assert weight_selftest(plane=turned) > 1e-3
+
+
+def test_layers_of_other_types_are_no_straight_line_apart(images, labels):
+    relu, tanh = (
+        nn.Sequential(nn.Flatten(), nn.Linear(50, 8), act, nn.Linear(8, 4)).double() for act in (nn.ReLU(), nn.Tanh())
+    )
+    with pytest.raises(ValueError, match=r"models\[1\] has another architecture than models\[0\]: its layers are of"):
+        interpolate([relu, tanh], images, labels, points=3)
+    with pytest.raises(ValueError, match=r"models\[1\] has another architecture .* torch.float32"):
+        interpolate([relu, copy.deepcopy(relu).float()], images, labels, points=3)
+    other = copy.deepcopy(relu)
+    with torch.no_grad():
+        other[1].weight += 0.1
+    assert "path error" in str(interpolate([relu, other], images, labels, points=3))

@@ -17,7 +17,7 @@ from .lanczos import Deflation, Krylov, lanczos, unit
 from .products import Hessian
 
 TOLERANCE = 1e-3  # of the largest |eigenvalue|: a pair with a smaller residual counts as converged
-FEWEST, MOST = 8, 100  # random vectors of a trace that is to reach a precision
+FEWEST, MOST = 8, 400  # random vectors of a trace that is to reach a precision
 UNSEEN = 1e-10  # a smaller share of a random vector is rounding
 
 

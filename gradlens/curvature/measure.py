@@ -56,9 +56,9 @@ def spectrum(
     `steps` Lanczos steps with full reorthogonalisation find the ends (60; 20 for inputs; all there are for up to 512
     weights or 64 pixels, which makes everything exact), at one product of the Hessian with a vector each. `depth`
     steps from each of `probes` random vectors give the density of what is left (stochastic Lanczos quadrature:
-    Ghorbani et al. 2019). Memory: `steps` + `probes` x `depth` vectors. Further vectors, 100 at most, follow until the
-    standard error of the weights' trace is within `precision` of it. `batch` samples go through the model at a time;
-    the result does not depend on it. `ball` gives the pixel box.
+    Ghorbani et al. 2019). Memory: `steps` + `probes` x `depth` vectors. Further vectors, 400 at most, follow until the
+    standard error of the weights' trace is within `precision` of it; `is_trace_exact` says whether they sufficed.
+    `batch` samples go through the model at a time; the result does not depend on it. `ball` gives the pixel box.
 
     Raises ValueError as `pgd` does, also for a random model or loss; for a model without parameters that require
     gradients, a pattern that matches none, more eigenvalues than there are, and a part of the model that has no second
@@ -93,7 +93,7 @@ def spectrum(
     ):
         hessian = WeightHessian(model, weights, samples.x, samples.y, loss, batch or BATCH)
         found = estimate(hessian, generator, **knobs, steps=steps, precision=precision, bar=bar)
-        return _record("weights", hessian, found, tuple(weights), samples.made)
+        return _record("weights", hessian, found, tuple(weights), samples.made, precision)
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,12 @@ def _of_inputs(model: nn.Module, chunk: Chunk, loss: Loss, steps: int | None, kn
         _refuse_random_loss(model, chunk, loss)
     hessian = InputHessian(model, chunk.x, chunk.y, loss)
     found = estimate(hessian, chunk.draws(), steps=steps, precision=None, **knobs)
-    return _record("inputs", hessian, found, ("x",), UNSIGNED)
+    return _record("inputs", hessian, found, ("x",), UNSIGNED, None)
 
 
-def _record(of: Of, hessian: Hessian, found: Estimates, names: tuple[str, ...], made: Made) -> Spectrum:
+def _record(
+    of: Of, hessian: Hessian, found: Estimates, names: tuple[str, ...], made: Made, precision: float | None
+) -> Spectrum:
     """The estimates in the caller's shapes: of the weights, without the axis over rows."""
     loss, gradient, rise = _climb(hessian)
     top, bottom = found.top, found.bottom
@@ -134,7 +136,7 @@ def _record(of: Of, hessian: Hessian, found: Estimates, names: tuple[str, ...], 
         **(each if of == "inputs" else {name: t[0] for name, t in each.items()}),
         of=of, vectors=_shaped(hessian, top), bottom_vectors=_shaped(hessian, bottom),
         radii=torch.tensor(RADII, dtype=torch.float64, device=loss.device), names=names, size=hessian.size,
-        products=found.products, made=made,
+        products=found.products, precision=precision, made=made,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from ..door import is_number
 from ..provenance import Made
 from ..types import Axis, Direction, Images, PerNode, PerRank, PerRise, PerSpectrum, RankMask
 
@@ -37,6 +38,7 @@ class Spectrum:
     bottom_vectors: tuple[Direction, ...] | tuple[Images, ...]
     trace: PerSpectrum  # by Hutch++ (Meyer et al. 2021) on top of the Lanczos basis
     trace_error: PerSpectrum  # its standard error; 0 where Lanczos has seen the whole space
+    precision: float | None  # share of the trace that its standard error was to reach; None where none was asked
     ritz: PerNode  # where the density has mass, by stochastic Lanczos quadrature
     weights: PerNode  # how much, as a share of all eigenvalues; sums to 1
     loss: PerSpectrum
@@ -47,6 +49,11 @@ class Spectrum:
     size: int  # eigenvalues there are: numbers in these parameters, pixels in an image
     products: dict[str, int]  # Hessian-vector products spent, by purpose; of the inputs, for each sample
     made: Made
+
+    @property
+    def is_trace_exact(self) -> bool:
+        """Has the trace the precision that was asked of it? A trace near 0 has none that is a share of itself."""
+        return self.precision is None or bool((self.trace_error <= self.precision * self.trace.abs()).all())
 
     @property
     def sharpness(self) -> PerSpectrum:
@@ -62,8 +69,8 @@ class Spectrum:
         sqrt(2 rise / largest eigenvalue), a Euclidean length; nan where the largest eigenvalue is not positive.
         Raises ValueError for a rise that is not positive.
         """
-        if not (rise > 0 and math.isfinite(rise)):
-            raise ValueError(f"rise is {rise}, expected a positive number of nats")
+        if not (is_number(rise) and rise > 0):
+            raise ValueError(f"rise is {rise!r}, expected a positive number of nats")
         sharpest = self.eigenvalues[..., 0]
         return (2 * rise / sharpest.where(sharpest > 0, torch.nan)).sqrt()
 
@@ -75,9 +82,9 @@ class Spectrum:
         """
         reach = float((self.eigenvalues[..., 0] - self.bottom[..., 0]).nan_to_num(0.0).max())
         width = 0.01 * reach if width is None else width
-        if not (width > 0 and math.isfinite(width)):
-            raise ValueError(f"width is {width}, expected a positive number in the unit of the eigenvalues")
-        grid = grid.to(self.ritz)
+        if not (is_number(width) and width > 0):
+            raise ValueError(f"width is {width!r}, expected a positive number in the unit of the eigenvalues")
+        grid = torch.as_tensor(grid).to(self.ritz)
         gaps = (grid[:, None] - self.ritz[..., None, :]) / width
         heights = torch.exp(-gaps.square() / 2) / (width * math.sqrt(2 * math.pi))
         return (heights * self.weights[..., None, :]).sum(-1)
@@ -85,10 +92,11 @@ class Spectrum:
     def __str__(self) -> str:
         count = f"{len(self.names)} parameters" if self.of == "weights" else f"{len(self.trace)} inputs"
         note = "" if self.of == "weights" else " (medians)"
+        short = "" if self.is_trace_exact else f" ({self.precision:.1g} of it was asked)"
         top, bottom = (float(t[..., 0].nanmedian()) for t in (self.eigenvalues, self.bottom))
         return (
             f"{count}, {self.size} numbers: eigenvalues {top:.3g} to {bottom:.3g}, trace {self.trace.nanmedian():.3g} "
-            f"+- {self.trace_error.nanmedian():.1g} by Hutch++{note}, {int(self.converged.sum())} of "
+            f"+- {self.trace_error.nanmedian():.1g} by Hutch++{short}{note}, {int(self.converged.sum())} of "
             f"{self.converged.numel()} largest converged, {sum(self.products.values())} products"
         )
 

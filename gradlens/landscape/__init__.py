@@ -2,7 +2,7 @@
 
 from .directions import normalize, random_directions
 from .input import input_line, input_plane
-from .known import selftest
+from .known import selftest, weight_selftest
 from .path import InputPath, input_path
 from .surface import Surface
 from .trajectory import Trajectory, trajectory
@@ -24,4 +24,5 @@ __all__ = [
     "trajectory",
     "weight_line",
     "weight_plane",
+    "weight_selftest",
 ]

@@ -109,8 +109,12 @@ def differences(models: Sequence[nn.Module]) -> tuple[Direction, ...]:
     here, *others = (movable(model) for model in models)
     ways = []
     for i, there in enumerate(others, start=1):
+        if _layers(models[i]) != _layers(models[0]):
+            raise ValueError(f"models[{i}] has another architecture than models[0]: its layers are of other types")
         for name in (*here, *there):
-            shapes = [tuple(t[name].shape) if name in t else "nothing" for t in (here, there)]
+            shapes: list[object] = [tuple(t[name].shape) if name in t else "nothing" for t in (here, there)]
+            if shapes[0] == shapes[1]:
+                shapes = [t[name].dtype for t in (here, there)]
             if shapes[0] != shapes[1]:
                 raise ValueError(
                     f"models[{i}] has another architecture than models[0]: {name!r} has {shapes[1]}, expected "
@@ -124,6 +128,10 @@ def differences(models: Sequence[nn.Module]) -> tuple[Direction, ...]:
             raise ValueError(f"models[{i}] has the weights of models[0], expected another point to go to")
         ways.append(way)
     return tuple(ways)
+
+
+def _layers(model: nn.Module) -> list[tuple[str, type]]:
+    return [(name, type(module)) for name, module in model.named_modules()]
 
 
 def angle(a: Direction, b: Direction) -> float:

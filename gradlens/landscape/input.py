@@ -1,6 +1,5 @@
 """The loss around an image, on a line or a plane through it."""
 
-import math
 from typing import Literal, get_args
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from ..ball import Ball, expand
 from ..batches import Chunk, measured
-from ..door import check_attack, check_count
+from ..door import check_attack, check_count, is_number
 from ..losses import cross_entropy, margin
 from ..model import logits, per_sample, predictive_entropy
 from ..provenance import UNSIGNED
@@ -46,10 +45,11 @@ def input_plane(
       (adversarial - x) / ball.eps. A dict gives the axes its keys as names.
     - a Surface of the same images: its very plane, so that several models can be compared on one.
 
-    Points off the pixel box are measured and marked; with box="project" each is clamped into it first, so that the
-    plane bends but holds only images that exist. `points` is odd, so that the image itself is measured; coordinate 1 is
-    measured where span divides (points - 1) / 2. `batch` images go through the model at a time. A sample whose
-    direction vanishes (a zero gradient, an attack that never moved) is nan.
+    Every cell is measured: samples share no surface, so an adaptive grid, as `weight_plane` has, would have to follow
+    each of them. Points off the pixel box are measured and marked; with box="project" each is clamped into it first,
+    so that the plane bends but holds only images that exist. `points` is odd, so that the image itself is measured;
+    coordinate 1 is measured where span divides (points - 1) / 2. `batch` images go through the model at a time. A
+    sample whose direction vanishes (a zero gradient, an attack that never moved) is nan.
 
     Raises ValueError as `pgd` does, and for an even number of points, a span that is not positive, directions of
     another shape or number, all zero, or found from other images.
@@ -95,8 +95,8 @@ def _slice(
     is_plane: bool,
 ) -> Surface:
     size = check_attack(ball, steps=steps, step_size=None)
-    if not (span > 0 and math.isfinite(span)):
-        raise ValueError(f"span is {span}, expected a positive number of eps")
+    if not (is_number(span) and span > 0):
+        raise ValueError(f"span is {span!r}, expected a positive number of eps")
     check_count("points", points)
     if points < 3 or points % 2 == 0:
         raise ValueError(f"points is {points}, expected an odd number of at least 3, so that the centre is measured")

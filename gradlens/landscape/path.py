@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attacks.pgd import perturb
 from ..ball import Ball
 from ..batches import Chunk, measured
-from ..door import check_attack
+from ..door import check_attack, check_count
 from ..losses import cross_entropy, margin
 from ..model import logits, per_sample, predictive_entropy
 from ..provenance import UNSIGNED, Made
@@ -91,8 +91,7 @@ def input_path(
     Raises ValueError as `pgd` does, and for points below 1.
     """
     size = check_attack(ball, steps=steps, step_size=step_size)
-    if points < 1:
-        raise ValueError(f"points is {points}, expected at least 1 to a step")
+    check_count("points", points)
 
     def run(chunk: Chunk) -> InputPath:
         with chunk.folded():

@@ -49,7 +49,10 @@ def laid(model: nn.Module, given: Any, names: Sequence[str], span: float, points
                 f"weights with k = {count} or more"
             )
         axes, meaning = pair(
-            [f"eigenvector of the Hessian at {value:.3g}" for value in given.eigenvalues[:count].tolist()],
+            [
+                f"eigenvector of the Hessian at {value:.3g}{'' if is_sure else ' (not converged)'}"
+                for value, is_sure in zip(given.eigenvalues[:count].tolist(), given.converged.tolist(), strict=False)
+            ],
             "distance in weight space",
         )
         given = given.vectors[:count]

@@ -100,6 +100,8 @@ class WeightSurface:
         if self.tolerance is not None:
             bounds = zip(self.metrics, self.bound.tolist(), strict=True)
             how += ", the others within about " + ", ".join(f"{bound:.1e} ({name})" for name, bound in bounds)
+        if self.path_error.isfinite().any():
+            how += f"; path error {self.path_error.nan_to_num(0.0).max():.1e}"
         how += f"; {self.diverged} diverged" if self.diverged else ""
         names = self.axes[0] if columns == 1 else f"{' x '.join(self.axes)} at {self.angle:.0f} degrees"
         return (
