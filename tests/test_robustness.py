@@ -1,9 +1,11 @@
 """Worst case per sample: who broke what, counted anew; costs, files, the reference package, bad input."""
 
 import logging
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from gradlens.robustness.precise import pgd_double
 from tests.analytic import Constant, Counting, Plane, Random, smooth_cnn, snapshot
 
 BALL = Ball(0.1)
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +220,7 @@ def test_an_evaluation_that_was_stopped_goes_on_without_repeating_a_batch(digits
             raise KeyboardInterrupt
         return gl.pgd(model, x, y, ball, steps=3, restarts=2, generator=generator)
 
-    monkeypatch.setattr(import_module("gradlens.robustness.state"), "SECONDS", 0.0)
+    monkeypatch.setattr(import_module("gradlens.robustness.state"), "PAUSE", 0)
     path = tmp_path / "evaluation"
     cut = [Attack("pgd", stops), attacks[1]]
     monkeypatch.setattr(Attack, "__str__", lambda self: self.name)  # the same call, whoever counts
@@ -372,7 +375,15 @@ def test_few_classes_leave_out_what_is_not_defined():
     tiny = Plane(torch.tensor([0.5, -0.3, 0.2, 0.4]), b=0.4)
     small = auto_attack(tiny, torch.rand(3, 1, 2, 2), ball=Ball(0.9, "l2"))
     assert small.flags["left out"] == "apgd-t, square"
-    assert robustness(three, x, ball=Ball(0.9)).attacks[-3:] == ("aa-apgd-t", "aa-fab-t", "aa-square")
+    standard = robustness(three, x, ball=Ball(0.9))
+    assert standard.attacks[-3:] == ("aa-apgd-ce", "aa-fab-t", "aa-square")
+    assert standard.flags["left out"] == "apgd-t"
+    flat = nn.Sequential(nn.Linear(9, 4))
+    assert auto_attack(flat, torch.rand(3, 9), ball=Ball(0.9)).flags["left out"] == "square"
+    two = [Attack("rays", gl.rays), Attack("pgd", gl.pgd)]
+    assert robustness(plane, torch.rand(3, 1, 2, 2), ball=Ball(0.1, "l2"), attacks=two).attacks == ("pgd",)
+    with pytest.raises(ValueError, match="attacks are all left out, since none is defined here: rays"):
+        robustness(plane, torch.rand(3, 1, 2, 2), ball=Ball(0.1, "l2"), attacks=two[:1])
 
 
 def test_the_package_leaves_the_callers_random_numbers_and_trace_alone(digits):
@@ -499,3 +510,107 @@ def test_a_result_is_kept_to_the_bit(striped, tmp_path):
     assert isinstance(again, Robustness)
     assert str(again) == str(result)
     assert torch.equal(again.broken_by, result.broken_by) and again.attacks == result.attacks
+
+
+def test_an_attack_that_writes_into_what_it_is_given_is_judged_by_the_originals(striped):
+    model, x, y, _ = striped
+    kept = (x.clone(), y.clone())
+
+    def moves(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
+        return x.add_(0.5).clamp_(0, 1)
+
+    def relabels(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
+        y.add_(1).remainder_(2)
+        return x
+
+    def rewrites(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
+        with torch.no_grad():
+            model.unused.add_(1)
+        return x
+
+    result = robustness(model, x, y, BALL, attacks=[moves, relabels])
+    assert result.robust_accuracy == result.clean_accuracy == 0.8
+    for attack in (moves, relabels):
+        found = gl.transfer({"a": model}, {"a": model}, x, y, BALL, attack=Attack("in place", attack))
+        assert float(found.accuracy) == 1
+    assert torch.equal(x, kept[0]) and torch.equal(y, kept[1])
+    with pytest.raises(ValueError, match="attack 'rewrites' changed the model's weights, expected it to leave"):
+        robustness(model, x, y, BALL, attacks=[rewrites])
+    assert float(model.unused.detach()) == 0
+
+
+def test_an_answer_that_is_no_number_is_no_break(striped):
+    _, x, y, _ = striped
+
+    class Fragile(Striped):
+        def forward(self, x: Tensor) -> Tensor:
+            answer = super().forward(x)
+            return torch.where((x.flatten(1)[:, 1:2] != 0.5), torch.nan, answer)
+
+    off = Attack("off", lambda model, x, y, ball: (x + 0.01).clamp(0, 1))
+    assert robustness(Fragile(), x, 1 - y, BALL, attacks=[off]).robust_accuracy == pytest.approx(0.2)
+    assert robustness(Fragile(), x, y, BALL, attacks=[off]).robust_accuracy == pytest.approx(0.8)
+
+
+def test_a_file_of_other_points_or_another_function_is_refused(striped, tmp_path):
+    model, x, y, broken = striped
+    nothing = Attack("a", answers(x, {}))
+    path = tmp_path / "r"
+    assert robustness(model, x, y, BALL, attacks=[nothing], found={"s": x}, resume=path).robust_accuracy == 0.8
+    assert robustness(model, x, y, BALL, attacks=[nothing], found={"s": x}, resume=path).robust_accuracy == 0.8
+    for found, attack in (({"s": broken}, nothing), ({"s": x}, Attack("a", gl.pgd))):
+        with pytest.raises(ValueError, match=r"which holds the evaluation of another call: its attacks"):
+            robustness(model, x, y, BALL, attacks=[attack], found=found, resume=path)
+
+
+@pytest.mark.slow
+def test_kill_9_repeats_no_batch_that_was_written(tmp_path):
+    """Six batches of 0.3 s; killed in the fourth, the second call does what is left."""
+    script = """
+import sys, time, torch, gradlens as gl
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+x = torch.rand(12, 1, 2, 2)
+def slow(model, x, y, ball):
+    print("batch", flush=True)
+    time.sleep(0.3)
+    return x
+print("left", gl.robustness(model, x, ball=gl.Ball(0.1), attacks=[slow], resume=sys.argv[1], batch=2).robust_accuracy)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "r")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as killed:
+        assert killed.stdout is not None
+        for _ in range(4):
+            assert killed.stdout.readline() == "batch\n"
+        killed.kill()
+    again = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert again.stdout.splitlines() == ["batch"] * 3 + ["left 1.0"]
+
+
+def test_models_without_a_gradient_or_in_half_precision_go_through_the_reference():
+    class Constants(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = nn.Parameter(torch.arange(5.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.p.expand(len(x), 5)
+
+    x = torch.rand(2, 1, 5, 5)
+    result = robustness(Constants(), x, ball=BALL, attacks=gl.STANDARD[4:7])
+    assert result.robust_accuracy == 1
+    assert "zero gradients" in result.flags
+    half = nn.Sequential(nn.Flatten(), nn.Linear(25, 5)).to(torch.bfloat16)
+    assert robustness(half, x.to(torch.bfloat16), ball=Ball(0.9), attacks=gl.STANDARD[4:]).robust_accuracy < 1
+
+
+def test_squares_warning_looks_at_what_came_before_it(striped):
+    model, x, y, broken = striped
+    names = ["pgd", "aa-apgd-ce", "aa-apgd-t", "aa-square", "square", "rays"]
+    which: list[list[int]] = [[], [], [], [0, 1, 2], [], [3]]
+    attacks = [Attack(name, answers(x, {i: broken[i] for i in rows})) for name, rows in zip(names, which, strict=True)]
+    found = robustness(model, x, y, BALL, attacks=[attacks[0], *attacks[3:]]).flags  # the tiny model has two classes
+    assert "decreased the robust accuracy of 60" in found["square"]
+    late = [Attack("pgd", answers(x, {i: broken[i] for i in range(4)})), *attacks[3:]]
+    assert "square" not in robustness(model, x, y, BALL, attacks=late).flags

@@ -122,6 +122,8 @@ def test_bad_models_are_refused_by_name(x, y):
         transfer({"a": a}, {"a": Half(first=False)}, x, y, BALL)
     with pytest.raises(ValueError, match="model 'wide': x of shape"):
         transfer({"a": a}, {"wide": nn.Sequential(nn.Flatten(), nn.Linear(9, 2))}, x, y, BALL)
+    with pytest.raises(ValueError, match=r"ensemble is True and sources are \['a'\], expected at least two"):
+        transfer({"a": a}, {"a": a, "b": Half(first=False)}, x, y, BALL, ensemble=True)
     with pytest.raises(ValueError, match="y is None and x brings no labels"):
         transfer({"a": a}, {"a": a}, x, None, BALL)
     with pytest.raises(ValueError, match=r"target is 'z', expected one of 'a'"):

@@ -68,11 +68,13 @@ def robust(
     (model,), x, y, ball = _measured([run], samples, seed, which)
     folder = run.path / "measure"
     name = f"robustness-{attacks}-{which}-{len(y)}-s{seed}"
+    partial = folder / f"{name}-{run.record['checkpoint_sha256'][:12]}.partial"  # of these weights, not of older ones
     result = gradlens.robustness(
-        model, x, y, ball, attacks=attacks, resume=folder / f"{name}.partial",
+        model, x, y, ball, attacks=attacks, resume=partial,
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
     path = gradlens.save(result, folder / f"{name}.safetensors")
+    partial.unlink(missing_ok=True)
     result.table().to_csv(folder / f"{name}.csv", index=False)
     return result, path
 

@@ -1,5 +1,6 @@
 """An attack by name, whoever wrote it, and what it costs."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attacks import Distances, PGDTrace, QueryTrace
 from ..ball import Ball
+from ..provenance import digest
 from ..types import Images, Labels
 
 
@@ -31,7 +33,10 @@ class Attack:
         """The strongest point that the attack found for each image, checked for its shape alone."""
         given = {"generator": generator, "samples": samples}
         known = _parameters(self.run)
-        result = self.run(model, x, y, ball, **self.options, **{k: v for k, v in given.items() if k in known})
+        chosen = {k: v for k, v in given.items() if k in known}
+        # copies: what an attack writes into must not be what judges it
+        with _guarded(model, self.name):
+            result = self.run(model, x.clone(), y.clone(), ball, **self.options, **chosen)
         points = _points(result)
         if not isinstance(points, Tensor) or points.shape != x.shape:
             came = f"shape {tuple(points.shape)}" if isinstance(points, Tensor) else f"a {type(points).__name__}"
@@ -42,6 +47,14 @@ class Attack:
     def averages(self) -> bool:
         """Can it attack a model that is random, by averaging over passes?"""
         return "samples" in _parameters(self.run)
+
+    @property
+    def identity(self) -> str:
+        """What tells it from another one of its name: function, options, and what they hold."""
+        run = self.run.func if isinstance(self.run, functools.partial) else self.run
+        words = {**self.run.keywords, **self.options} if isinstance(self.run, functools.partial) else self.options
+        made = getattr(run, "identity", f"{getattr(run, '__module__', '')}.{getattr(run, '__qualname__', type(run))}")
+        return f"{self.name}={made}({', '.join(f'{k}={_written(v)}' for k, v in words.items())})"
 
     def __str__(self) -> str:
         options = ", ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in self.options.items())
@@ -95,6 +108,22 @@ def metered(model: nn.Module) -> Iterator[Cost]:
         yield cost
     finally:
         handle.remove()
+
+
+@contextmanager
+def _guarded(model: nn.Module, name: str) -> Iterator[None]:
+    """Weights are what they were after it; raises ValueError for an attack that wrote to them."""
+    kept = [(p, p.detach().clone()) for p in model.parameters()]
+    yield
+    changed = [(p, old) for p, old in kept if p.shape != old.shape or not torch.equal(p.nan_to_num(), old.nan_to_num())]
+    for p, old in changed:
+        p.data = old
+    if changed:
+        raise ValueError(f"attack {name!r} changed the model's weights, expected it to leave the model as it is")
+
+
+def _written(value: Any) -> str:
+    return digest(value) if isinstance(value, Tensor) else getattr(value, "__qualname__", None) or repr(value)
 
 
 def _parameters(run: Callable[..., Any]) -> Mapping[str, Any]:

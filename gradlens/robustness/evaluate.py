@@ -21,7 +21,7 @@ from .known import known
 from .record import Robustness
 from .rounds import Bout
 from .state import File, State
-from .suites import RANDOMISED, STANDARD, SUITES, reference
+from .suites import RANDOMISED, STANDARD, SUITES, defined, reference
 
 Attacks = str | Sequence[Any]
 
@@ -45,13 +45,15 @@ def robustness(
     `x`, `y` as in `pgd`. `attacks`: "quick", "standard" (ends with AutoAttack), "full", or a list of `Attack`s and
     functions (model, x, y, ball) -> points; "standard" if not given, "randomised" where samples > 1. They run in their
     order, each on the samples that are right and that withstood all before it; `exhaustive` shows each attack all that
-    are right. `found` are points from elsewhere, by name, such as another model's evaluation: they are tried first.
+    are right. Attacks that are not defined for such images, ball or classes are left out, and a flag names them.
+    `found` are points from elsewhere, by name, such as another model's evaluation: they are tried first.
     `samples` > 1 is for a random model: attacks average the gradient, and its class is that of the mean logits, over
     so many passes (Athalye et al. 2018).
 
     A point counts where it is finite, in the ball and in the pixel box, and where the unchanged model, in a pass of its
     own, gives another class than `y`. Each attack draws from its own stream, seeded by `generator` and its name.
-    `resume` names a file that results are written to after each batch, and taken from.
+    `resume` names a file that results are written to after each batch, as long as that takes no more than a twentieth
+    of the time, and taken from; without a `generator` the seed is 0 then.
 
     Raises ValueError as `pgd` does, for unknown attacks, points of another shape, and a `resume` file of another call.
     """
@@ -101,6 +103,8 @@ def _evaluate(
 ) -> Robustness:
     check_ball(ball)
     check_generator(generator)
+    if resume is not None and generator is None:
+        generator = torch.Generator().manual_seed(0)  # else no later call could be the same
     for name, count in (("batch", batch), ("samples", options["samples"])):
         check_count(name, count)
     is_reference = isinstance(chosen, str)
@@ -112,15 +116,21 @@ def _evaluate(
         flags: dict[str, str] = {}
         if isinstance(chosen, str):
             flags = autoattack.check(model, images[:batch], labels[:batch], chosen)
-            chosen, left_out = reference(chosen, logits(model, images[:1]).shape[1], ball, images)
-            flags |= {"left out": left_out} if left_out else {}
+            chosen = reference(chosen)
+        chosen, left_out = defined(chosen, logits(model, images[:1]).shape[1], ball, images)
+        flags |= left_out
+        if not chosen:
+            raise ValueError(f"attacks are all left out, since none is defined here: {left_out['left out']}")
         _refuse_single_pass(chosen, options["samples"])
         attacks = (*known(found, images), *chosen)
         record = made(
             call, model, fingerprint, str(images.device), generator, ball=ball, **options,
             attacks=", ".join(map(str, attacks)),
         )  # fmt: skip
-        key = {"call": record.call, "model": record.model, "data": record.data, "seed": str(seed(generator))}
+        key = {
+            "attacks": ", ".join(attack.identity for attack in attacks), "call": record.call, "model": record.model,
+            "data": record.data, "seed": str(seed(generator)),
+        }  # fmt: skip
         bout = Bout(model, images, labels, ball, options["samples"], batch)
         state = State.start(images, bout.right(), [attack.name for attack in attacks], key, resume)
         with autoattack.heard() as heard:
@@ -129,7 +139,9 @@ def _evaluate(
         images=images, labels=labels, clean=state.clean, attacks=state.attacks, distance=bout.distance(state),
         flags=flags | heard, ball=ball, made=record, **state.results(),
     )  # fmt: skip
-    return dataclasses.replace(result, flags=result.flags | autoattack.about_square(result.table()))
+    return dataclasses.replace(
+        result, flags=result.flags | autoattack.about_square(result.clean_accuracy, result.table())
+    )
 
 
 def _refuse_single_pass(attacks: Sequence[Attack], samples: int) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ball import Ball
+from ..provenance import digest
 from ..types import Images, Labels
 from .attack import Attack
 from .record import Robustness
@@ -16,6 +17,7 @@ class Known:
     """Gives each image the point that was found for it, however the images are cut into batches."""
 
     def __init__(self, images: Images, points: Images) -> None:
+        self.identity = digest(points)
         self.points = {_key(image): point for image, point in zip(images, points, strict=True)}
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, ball: Ball) -> Images:

@@ -1,12 +1,14 @@
 """PGD in double precision, for samples whose gradient single precision rounds away."""
 
 import copy
+import warnings
 
 import torch
 from torch import nn
 
 from ..attacks import pgd
 from ..ball import Ball
+from ..door import lacks_memory
 from ..losses import cross_entropy
 from ..model import input_gradient
 from ..types import Images, Labels
@@ -27,7 +29,15 @@ def pgd_double(
     points = x.clone()
     if x.dtype == torch.float64 or not lost.any():
         return points
-    twin = copy.deepcopy(model).double()
-    trace = pgd(twin, x[lost].double(), y[lost], ball, steps=steps, generator=generator)
+    try:
+        twin = copy.deepcopy(model).double()
+        trace = pgd(twin, x[lost].double(), y[lost], ball, steps=steps, generator=generator)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if lacks_memory(error):
+            raise
+        warnings.warn(
+            f"pgd-double was left out, the model has no copy in float64: {error}", RuntimeWarning, stacklevel=2
+        )
+        return points
     points[lost] = trace.best.to(x)
     return points

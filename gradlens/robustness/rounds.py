@@ -35,11 +35,14 @@ class Bout:
         """Finite points that are given another class than `y`, in a pass that no attack had a hand in."""
         finite = points.isfinite().flatten(1).all(1)
         points = torch.where(finite.view(-1, *[1] * (points.ndim - 1)), points, x)
-        answers = [
-            torch.stack([logits(self.model, part) for _ in range(self.samples)]).mean(0).argmax(1)
-            for part in points.split(self.batch)
-        ]
-        return (torch.cat(answers) != y) & finite
+        answers = torch.cat(
+            [
+                torch.stack([logits(self.model, part) for _ in range(self.samples)]).mean(0)
+                for part in points.split(self.batch)
+            ]
+        )
+        # an answer that is no number names no class
+        return (answers.argmax(1) != y) & finite & answers.isfinite().all(1)
 
     def right(self) -> SampleMask:
         """The samples that the model gets right as they are."""

@@ -14,7 +14,7 @@ from ..types import Images, SampleMask
 from .attack import Cost
 from .record import Robustness
 
-SECONDS = 5.0  # between two writes: a lost batch costs less than a write after each
+PAUSE = 20  # times as long as a write takes, at least, is worked between two: a twentieth of the time for the disk
 File = str | os.PathLike[str]
 FIELDS = ("tried", "broke", "broken_by", "adversarial", "forwards", "backwards", "seconds")
 
@@ -30,7 +30,7 @@ class State:
         self.forwards, self.backwards, self.seconds = (tensors[name] for name in FIELDS[4:])
         self._path: Path | None = None
         self._key: dict[str, str] = {}
-        self._written, self._is_new = time.monotonic(), False
+        self._written, self._pause, self._is_new = time.monotonic(), 0.0, False
 
     @classmethod
     def start(
@@ -70,7 +70,7 @@ class State:
         return (waiting if exhaustive else waiting & (self.broken_by < 0)).nonzero()[:, 0]
 
     def add(self, row: int, where: Tensor, points: Images, broke: SampleMask, cost: Cost, seconds: float) -> None:
-        """Take in a batch; written at once if the last write is long ago."""
+        """Take in a batch; written at once unless that would take long."""
         self.tried[row, where] = True
         self.broke[row, where] = broke
         new = broke & (self.broken_by[where] < 0)
@@ -80,15 +80,17 @@ class State:
         self.backwards[row] += cost.backwards
         self.seconds[row] += seconds
         self._is_new = True
-        if time.monotonic() - self._written > SECONDS:
+        if time.monotonic() - self._written >= self._pause:
             self.flush()
 
     def flush(self) -> None:
         """Write what is new."""
         if self._path is None or not self._is_new:
             return
+        begun = time.monotonic()
         write_sealed(self._path, "evaluation", self._key, self.results())
         self._written, self._is_new = time.monotonic(), False
+        self._pause = PAUSE * (self._written - begun)
 
     def results(self) -> dict[str, Any]:
         """The fields of the record that an evaluation fills."""

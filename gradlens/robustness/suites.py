@@ -1,6 +1,7 @@
 """Lists of attacks to run, from cheap to thorough."""
 
 import functools
+from collections.abc import Sequence
 
 from ..attacks import apgd, apgd_targeted, hopskipjump, nes, pgd, rays, square
 from ..ball import Ball
@@ -12,15 +13,28 @@ from .autoattack import VERSIONS, Version
 from .precise import pgd_double
 
 
-def reference(version: Version, classes: int, ball: Ball, x: Images) -> tuple[tuple[Attack, ...], str]:
-    """AutoAttack's own list, as far as it is defined for so many classes and such images, and what is left out."""
-    missing = [name for name in VERSIONS[version] if not autoattack.suits(name, classes, ball, x)]
-    attacks = tuple(
+def reference(version: Version) -> tuple[Attack, ...]:
+    """AutoAttack's own list."""
+    return tuple(
         Attack(f"aa-{name}", functools.partial(autoattack.run, name=name, version=version))
         for name in VERSIONS[version]
-        if name not in missing
     )
-    return attacks, ", ".join(missing)
+
+
+def defined(
+    attacks: Sequence[Attack], classes: int, ball: Ball, x: Images
+) -> tuple[tuple[Attack, ...], dict[str, str]]:
+    """The attacks that exist for so many classes, such a ball and such images, and a flag that names the others."""
+    kept = []
+    for attack in attacks:
+        if attack.name.startswith("aa-"):
+            suits = autoattack.suits(attack.name.removeprefix("aa-"), classes, ball, x)
+        else:
+            suits = attack.run is not rays or ball.norm == "linf"
+        if suits:
+            kept.append(attack)
+    missing = [attack.name.removeprefix("aa-") for attack in attacks if attack not in kept]
+    return tuple(kept), {"left out": ", ".join(missing)} if missing else {}
 
 
 # the margin first: it breaks most of what can be broken, and no confidence of the model's stops it

@@ -149,6 +149,8 @@ def transfer(
     for name in sources.keys() & targets.keys():
         if sources[name] is not targets[name]:
             raise ValueError(f"{name!r} is one model among the sources and another among the targets, expected one")
+    if ensemble and len(sources) < 2:
+        raise ValueError(f"ensemble is True and sources are {list(sources)}, expected at least two")
     first = next(iter(everyone.values()))
     number = str(seed(generator))
     with ExitStack() as stack:
