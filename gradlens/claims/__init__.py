@@ -1,0 +1,8 @@
+"""Claims about ways of training: what is read from the models, the rules, the verdicts."""
+
+from .controls import Scaled, as_confident_as
+from .measure import Readings, measure
+from .rules import Claim, Line, paired
+from .table import Claims, judge
+
+__all__ = ["Claim", "Claims", "Line", "Readings", "Scaled", "as_confident_as", "judge", "measure", "paired"]

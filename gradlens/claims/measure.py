@@ -1,0 +1,183 @@
+"""All that the claims are judged by, read from each model on the same images, one value an image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..attacks import minimum_norm, pgd, square
+from ..ball import Ball
+from ..batches import BATCH
+from ..door import check_count
+from ..draws import mixed
+from ..gradients import gradients
+from ..landscape import weight_line
+from ..losses import margin
+from ..robustness import Attack, Robustness, Transfer, exchange, robustness, transfer
+from ..stability import stability
+from ..types import ImagesLike, LabelsLike, PerSample
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+DIRECTIONS, FAR = 4, 0.5  # random directions in weight space, and how far to go, in norms of each filter
+Models = Mapping[str, Mapping[int, nn.Module]]  # of each arm, by training seed
+
+
+@dataclass(frozen=True)
+class Readings:
+    """One model on B images. Shares are 1 or 0 an image, lengths are logarithms; nan is undefined."""
+
+    clean: PerSample  # 1 where the model is right
+    pgd: PerSample  # 1 where PGD on the cross-entropy left it right at every point
+    longest: PerSample  # the same after many steps
+    longest_margin: PerSample  # the same on the margin
+    square: PerSample  # 1 where it withstood Square, which asks for scores alone
+    transfer: PerSample  # 1 where points of no other model fool it; nan where it errs by itself
+    worst: PerSample  # 1 where it withstood everything, points of all other models included
+    norm: PerSample  # log10 of ||grad CE||_2 in nats / pixel; nan where the gradient is exactly zero
+    norm_margin: PerSample  # log10 of ||grad margin||_2 in logits / pixel
+    norm_free: PerSample  # the same after division by the length of the centred logits: no matter of their scale
+    cosine: PerSample  # mean cos(g_t, g_t+1) of the cross-entropy along PGD
+    local_cosine: PerSample  # cos(g(x), g(x + u)) of the margin, ||u||_2 as long as the ball is wide
+    bend: PerSample  # log10 of the largest |CE(x + d) - CE(x) - d.g| met in the ball, nats
+    bend_free: PerSample  # the same of the margin, over the length of the centred logits
+    weights: PerSample  # rise of the error at half a filter norm from the weights; one number, over all images
+    entropy: PerSample  # of the softmax at the image, nats
+    entropy_attacked: PerSample  # where PGD ended
+    distance: PerSample  # log2 of the length of the smallest perturbation found, in eps; nan where none was
+
+    def frame(self) -> DataFrame:
+        """Tidy table, one row an image."""
+        import pandas as pd
+
+        columns = {field.name: getattr(self, field.name).cpu().numpy() for field in fields(self)}
+        return pd.DataFrame({"sample": range(len(self.clean)), **columns})
+
+
+def measure(
+    models: Models,
+    x: ImagesLike,
+    y: LabelsLike | None = None,
+    ball: Ball = Ball(),
+    *,
+    steps: int = 20,
+    longest: int = 1000,
+    queries: int = 1000,
+    suite: str = "quick",
+    resume: str | Path | None = None,
+    batch: int = BATCH,
+    seed: int = 0,
+) -> dict[str, dict[int, Readings]]:
+    """Read every model on the same images `x` (batch, ...) with labels `y`; for `judge`.
+
+    `models` maps arms ("SL", "RL", "SL-adv", "RL-adv", hybrids, controls) to models by training seed. `steps` of PGD
+    are the customary number, `longest` those of the long runs; `queries` are Square's; `suite` is run by `robustness`
+    on what all of these left. With a folder `resume`, the attacks of a stopped call are not made again.
+
+    Raises ValueError as `robustness` does, naming the model, and for fewer than two models.
+    """
+    check_count("steps", steps)
+    check_count("longest", longest)
+    named = {f"{arm} {number}": model for arm, seeds in models.items() for number, model in seeds.items()}
+    if len(named) < 2:
+        raise ValueError(f"models are {list(named)}, expected at least two to hold against each other")
+    families = [
+        Attack("pgd", pgd, {"steps": steps}),
+        Attack("longest", pgd, {"steps": longest}),
+        Attack("longest margin", pgd, {"steps": longest, "loss": margin}),
+        Attack("square", square, {"queries": queries, "reach_edges": True}),
+    ]
+    alone, final, rest = {}, {}, {}
+    for name, model in tqdm(named.items(), desc="claims", unit="model", delay=3, disable=None):
+        try:
+            stream = _stream(seed, "attacks")
+            alone[name] = robustness(
+                model, x, y, ball, attacks=families, exhaustive=True, batch=batch, generator=stream,
+                resume=_file(resume, name, "alone"),
+            )  # fmt: skip
+            final[name] = robustness(
+                model, x, y, ball, attacks=suite, found={"families": alone[name]}, batch=batch,
+                generator=_stream(seed, "suite"), resume=_file(resume, name, "suite"),
+            )  # fmt: skip
+            rest[name] = _rest(model, x, y, ball, steps, batch, seed)
+        except ValueError as error:
+            raise ValueError(f"model {name!r}: {error}") from error
+    final = exchange(named, final, batch=batch)
+    crossed = transfer(named, named, x, y, ball, batch=batch, generator=_stream(seed, "transfer"))
+    read = {
+        name: Readings(
+            **_attacked(alone[name]), **rest[name],
+            worst=final[name].robust.double(), transfer=_withstood(crossed, name),
+        )
+        for name in named
+    }  # fmt: skip
+    return {arm: {number: read[f"{arm} {number}"] for number in seeds} for arm, seeds in models.items()}
+
+
+def _attacked(alone: Robustness) -> dict[str, Tensor]:
+    left = (alone.clean & ~alone.broke).double()
+    names = ("pgd", "longest", "longest_margin", "square")
+    return {"clean": alone.clean.double(), **dict(zip(names, left, strict=True))}
+
+
+def _withstood(crossed: Transfer, name: str) -> PerSample:
+    """1 where no other source's point fools a target, 0 where one does, nan where the target errs by itself."""
+    t = crossed.targets.index(name)
+    others = [s for s, source in enumerate(crossed.sources) if source != name]
+    fooled = crossed.fooled[others, t].any(0)
+    return (~fooled).double().where(crossed.right[t], torch.nan)
+
+
+def _rest(
+    model: nn.Module, x: ImagesLike, y: LabelsLike | None, ball: Ball, steps: int, batch: int, seed: int
+) -> dict[str, Tensor]:
+    """What needs no other model and no suite."""
+    path = stability(model, x, y, ball, steps=steps, radii=(), batch=batch, generator=_stream(seed, "path"))
+    near = stability(
+        model, x, y, ball, steps=1, loss=margin, radii=(1.0,), batch=batch, generator=_stream(seed, "near")
+    )
+    still = gradients(model, x, y, ball, batch=batch, generator=_stream(seed, "still"))
+    found = minimum_norm(model, x, y, ball, batch=batch, generator=_stream(seed, "distance"))
+    size = still.norm("margin")
+    return {
+        "norm": _log(still.norm()), "norm_margin": _log(size), "norm_free": _log(size / still.logit_norm),
+        "cosine": path.cosine, "local_cosine": near.local_cosine[0],
+        "bend": _log(still.linearity[0]), "bend_free": _log(still.linearity[1] / still.logit_norm),
+        "weights": _rise(model, x, y, ball, batch, seed).expand(len(size)),
+        "entropy": path.trace.entropy[0], "entropy_attacked": path.trace.entropy[-1],
+        "distance": _log(found.distance / ball.eps) / torch.tensor(2.0).log10(),
+    }  # fmt: skip
+
+
+def _rise(model: nn.Module, x: ImagesLike, y: LabelsLike | None, ball: Ball, batch: int, seed: int) -> Tensor:
+    """Mean rise of the error on both sides of the weights, over a few random directions (Li et al. 2018)."""
+    rises = []
+    for number in range(DIRECTIONS):
+        line = weight_line(
+            model, x, y, ball, span=FAR, points=3, metrics=("error",), batch=batch,
+            generator=_stream(seed, f"direction {number}"),
+        )  # fmt: skip
+        ends = line.of("error")[[0, -1], 0]
+        rises.append(ends.mean() - line.plain[0])
+    return torch.stack(rises).mean()
+
+
+def _log(values: Tensor) -> Tensor:
+    """log10, nan where there is nothing to take it of."""
+    return values.double().where(values > 0, torch.nan).log10()
+
+
+def _stream(seed: int, use: str) -> torch.Generator:
+    return torch.Generator().manual_seed(mixed(str(seed), use))
+
+
+def _file(folder: str | Path | None, name: str, part: str) -> Path | None:
+    return None if folder is None else Path(folder) / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{part}"
