@@ -1,12 +1,13 @@
 """What gradlens asks of a model: logits, and gradients with respect to the input."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .prepared import Prepared
 from .types import Images, Labels, Logits, Loss, PerSample
 
 
@@ -34,7 +35,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         model.eval()
         for parameter in flags:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
+        arithmetic = model.arithmetic() if isinstance(model, Prepared) else nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), arithmetic:
             yield model
     finally:
         for module, mode in modes.items():
@@ -85,6 +87,13 @@ def forward(model: nn.Module, x: Images) -> Any:
     return model(x.to(kind) if x.dtype != kind else x.clone())
 
 
+def arithmetic(model: nn.Module, x: Images) -> torch.dtype:
+    """The type in which the model multiplies matrices: that of its parameters, unless it was prepared for another."""
+    if isinstance(model, Prepared) and model.precision == "bfloat16" and x.dtype == torch.float32:
+        return torch.bfloat16
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+
+
 def predictive_entropy(answer: Logits) -> PerSample:
     """Entropy of the softmax of these logits, in nats."""
     log_p = answer.log_softmax(1)
@@ -112,8 +121,15 @@ def input_gradient(model: nn.Module, x: Images, y: Labels, loss: Loss) -> tuple[
 
 
 def per_sample(loss: Loss, answer: Logits, y: Labels) -> PerSample:
-    """The loss of each sample; raises ValueError for a loss that has already been averaged or summed."""
-    losses = loss(answer, y)
+    """The loss of each sample; raises ValueError for a loss that has already been averaged or summed, or is none."""
+    try:
+        losses = loss(answer, y)
+    except TypeError as error:
+        raise ValueError(
+            f"loss cannot be called with (logits, y): {error}; expected a function of these two"
+        ) from error
+    if not isinstance(losses, Tensor):
+        raise ValueError(f"loss returns a {type(losses).__name__}, expected a tensor with one value a sample")
     if losses.shape != y.shape:
         raise ValueError(
             f"loss returns shape {tuple(losses.shape)} for {len(y)} samples, expected one value a sample, as "

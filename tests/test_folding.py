@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 
 import gradlens as gl
 from gradlens import batches
-from gradlens.folding import Folding, folding
+from gradlens.folding import WIDE, Folding, folding
 from gradlens.landscape import survey
 from gradlens.losses import cross_entropy
 from gradlens.model import frozen, input_gradient
@@ -100,6 +100,80 @@ def test_a_folded_model_is_the_same_function(case) -> None:
     assert len(fold.pairs) == count == len(norms)
     for was, now in zip(plain, folded, strict=True):
         torch.testing.assert_close(now, was, rtol=1e-9, atol=1e-10)
+
+
+class Views(nn.Module):
+    """Wide enough for another layout, of which the second part of it takes no other."""
+
+    def __init__(self, *, views: bool) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, WIDE, 3), nn.BatchNorm2d(WIDE), nn.Conv2d(WIDE, 8, 3)
+        self.views, self.end = views, nn.Linear(8 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.second(self.norm(self.first(x)).relu())
+        return self.end(out.view(len(x), -1) if self.views else out.flatten(1))
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_wide_convolutions_are_laid_out_anew_where_the_model_takes_it(views) -> None:
+    model = trained(Views(views=views))
+    x, y, held = pixels(4, 3, 8, 8), torch.arange(4), dict(model.first._parameters)
+    with frozen(model):
+        plain = input_gradient(model, x, y, cross_entropy)
+        fold = folding(model, x)
+        assert (len(fold.pairs), len(fold.laid)) == (1, 0 if views else 2)
+        with fold():
+            layout = torch.contiguous_format if views else torch.channels_last
+            assert model.second.weight.is_contiguous(memory_format=layout)
+            assert model.first.weight.is_contiguous(memory_format=layout)
+            after = input_gradient(model, x, y, cross_entropy)
+    for was, now in zip(plain, after, strict=True):
+        torch.testing.assert_close(now, was, rtol=1e-9, atol=1e-10)
+    assert all(model.first._parameters[name] is t for name, t in held.items())
+    assert model.second.weight.is_contiguous()
+
+
+def test_narrow_networks_keep_their_layout_which_is_faster_there_but_not_in_bfloat16() -> None:
+    model, x = trained(small(nn.BatchNorm2d(6))).float(), pixels(4, 3, 8, 8).float()
+    with frozen(model):
+        assert folding(model, x).laid == ()
+        assert len(folding(gl.prepare(model, precision="bfloat16"), x).laid) == 1
+
+
+def test_a_deep_network_is_folded_though_rounding_turns_some_of_its_units() -> None:
+    """In float32, where a few gradients move by more than rounding, as they do in the unfolded one."""
+    torch.manual_seed(0)
+    model = trained(torchvision.models.resnet18(num_classes=10)).float()
+    x = pixels(4, 3, 64, 64).float()
+    with frozen(model):
+        assert len(folding(model, x).pairs) == 20
+
+
+def test_another_gradient_behind_the_same_answers_is_not_folded_in_float32_either() -> None:
+    class Steep(torch.autograd.Function):
+        """Its backward pass looks at the numbers that folding changes."""
+
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(weight)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * ctx.saved_tensors[0].abs().mean(), None
+
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.end = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.end(Steep.apply(self.norm(self.conv(x)), self.conv.weight).mean((2, 3)))
+
+    model, x = trained(Looks()).float(), pixels(4, 3, 8, 8).float()
+    with frozen(model):
+        assert folding(model, x).pairs == ()
 
 
 @pytest.mark.parametrize("case", KEPT)
