@@ -1,6 +1,6 @@
 """Why does this image classifier resist gradient attacks? Any nn.Module in, frozen results out."""
 
-from . import losses
+from . import claims, display, losses, store
 from .attacks import (
     Distances,
     PGDTrace,
@@ -35,7 +35,9 @@ from .landscape import (
     weight_line,
     weight_plane,
 )
+from .masking import Evidence, Masking, Planted, masking, planted
 from .model import Normalized, frozen
+from .prepared import Prepared, prepare
 from .provenance import Made
 from .robustness import (
     FULL,
@@ -65,11 +67,15 @@ __all__ = [
     "Curve",
     "Distances",
     "Entropy",
+    "Evidence",
     "Gradients",
     "InputPath",
     "Made",
+    "Masking",
     "Normalized",
     "PGDTrace",
+    "Planted",
+    "Prepared",
     "QueryTrace",
     "Robustness",
     "Spectrum",
@@ -81,6 +87,7 @@ __all__ = [
     "apgd",
     "apgd_targeted",
     "auto_attack",
+    "claims",
     "compare",
     "curve",
     "entropy",
@@ -95,10 +102,13 @@ __all__ = [
     "interpolate",
     "load",
     "losses",
+    "masking",
     "minimum_norm",
     "nes",
     "pgd",
+    "planted",
     "predict",
+    "prepare",
     "rays",
     "robustness",
     "save",
@@ -111,3 +121,5 @@ __all__ = [
     "weight_line",
     "weight_plane",
 ]
+
+display.attach(store.KINDS)

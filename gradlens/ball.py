@@ -65,7 +65,7 @@ class Ball:
     def __post_init__(self) -> None:
         if not (isinstance(self.eps, Real) and math.isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"eps is {self.eps!r}, expected a positive finite number of pixels, such as 8/255")
-        if self.norm not in get_args(Norm):
+        if not isinstance(self.norm, str) or self.norm not in get_args(Norm):
             raise ValueError(f"norm is {self.norm!r}, expected one of {', '.join(map(repr, get_args(Norm)))}")
         if not self.low < self.high:
             raise ValueError(f"the pixel box [low, high] is [{self.low!r}, {self.high!r}], expected low < high")

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .ball import Ball
-from .door import PROBE, admit, check_ball, check_count, check_generator, check_images, check_labels, lacks_memory
+from .door import admit, check_ball, check_count, check_generator, check_images, check_labels, lacks_memory
 from .draws import Draws, keys, seed
-from .folding import Folding, folding
-from .model import frozen
+from .folding import LOOK, Folding, folding
+from .model import frozen, logits
 from .provenance import Made, made
 from .types import Images, ImagesLike, Labels, LabelsLike, Logits
 
 Result = TypeVar("Result")
+Part = TypeVar("Part")
 BATCH = 256  # images in the model at a time, where the caller does not say
 
 
@@ -50,7 +51,7 @@ class Folder:
     def __call__(self, x: Images, answer: Logits) -> AbstractContextManager[None]:
         """To be entered while `x` is measured, to which the model as it is gives this answer."""
         if self.found is None:
-            self.found = folding(self.model, x[:PROBE])
+            self.found = folding(self.model, x[:LOOK])
         if self.fits is None or self.fits[0] is not x:
             self.fits = (x, self.found if self.found.holds(self.model, x, answer) else Folding())
             self.folded = max(self.folded, len(self.fits[1].pairs))
@@ -95,8 +96,9 @@ def measured(
                 try:
                     given = None if labels is None else labels[start : start + size]
                     given, answer = admit(
-                        model, part, given, stochastic=stochastic, probe=not parts, offset=where.start
-                    )
+                        model, part, given, stochastic=stochastic, probe=not parts, offset=where.start,
+                        averages=call if "samples" in options else "",
+                    )  # fmt: skip
                     hashes = keys(part)
                     draws = functools.cache(lambda hashes=hashes: Draws.of(seeded(), hashes))
                     folded = functools.partial(folder, part, answer)
@@ -126,12 +128,13 @@ def gathered(
     is_labelled: bool = False,
     stochastic: bool = False,
     probabilities: bool = False,
+    averages: str = "",
 ) -> tuple[Images, Labels, str]:
     """All samples at once, checked as `measured` checks them, and their fingerprint; for use within `frozen`.
 
     For what passes over the data many times: an iterable is read once, so that each pass sees the same samples, also
     where it shuffles or augments. With `is_labelled` the model's own predictions do not stand in for labels.
-    `stochastic` and `probabilities` as in `admit`.
+    `stochastic`, `probabilities` and `averages` as in `admit`.
     """
     check_ball(ball)
     images: list[Images] = []
@@ -144,16 +147,20 @@ def gathered(
         if images and block.shape[1:] != images[0].shape[1:]:
             came, expected = tuple(block.shape[1:]), tuple(images[0].shape[1:])
             raise ValueError(f"x yields an image of shape {came} after others of {expected}, expected one shape")
-        for start in range(0, len(block), batch):
-            part = block[start : start + batch]
-            known = None if given is None else given[start : start + batch]
+
+        def admitted(where: slice, block: Images = block, given: Labels | None = given, seen: int = offset) -> Labels:
+            part = block[where]
             known, _ = admit(
-                model, part, known, stochastic=stochastic, probe=offset == 0, offset=offset, probabilities=probabilities
-            )
+                model, part, None if given is None else given[where], stochastic=stochastic,
+                probe=seen + where.start == 0, offset=seen + where.start, probabilities=probabilities,
+                averages=averages,
+            )  # fmt: skip
             for mark, label in zip(keys(part), known.tolist(), strict=True):
                 fingerprint.update(mark + label.to_bytes(8, "little", signed=True))
-            labels.append(known)
-            offset += len(part)
+            return known
+
+        labels += in_parts(admitted, len(block), batch)
+        offset += len(block)
         images.append(block)
     if not images:
         raise ValueError("x yields no images, expected at least one batch")
@@ -161,16 +168,33 @@ def gathered(
 
 
 def join(parts: list[Result]) -> Result:
-    """Results on parts of the samples as one result on all: tensors are joined along the axis named batch."""
+    """Results on parts of the samples as one result on all: tensors are joined along the axis named batch.
+
+    The parts are used up, field by field: both they and the whole would be twice the memory.
+    """
     first = parts[0]
     if len(parts) == 1:
         return first
     hints = typing.get_type_hints(type(first), include_extras=True)
     fields = {}
     for field in dataclasses.fields(first):  # type: ignore[arg-type]
-        values = [getattr(part, field.name) for part in parts]
+        values = [vars(part).pop(field.name) for part in parts]
         fields[field.name] = _joined(values, hints[field.name])
     return dataclasses.replace(first, **fields)  # type: ignore[type-var]
+
+
+def rejoined(parts: list[Result], data: str) -> Result:
+    """Results of one call on consecutive parts of the samples as the call's own result on all, its record included.
+
+    `data` is the fingerprint of all samples (`gathered`). It is the same to the bit where each part is a chunk of the
+    whole call (its sums over samples are sums of chunks) and all were given the same state of the generator.
+    Raises ValueError for records that differ in more than their data, such as the device.
+    """
+    records = [dataclasses.replace(part.made, data=data, folded=0) for part in parts]  # type: ignore[attr-defined]
+    if others := [record for record in records if record != records[0]]:
+        raise ValueError(f"parts are of different calls, {records[0]} and {others[0]}; expected parts of one")
+    folded = max(part.made.folded for part in parts)  # type: ignore[attr-defined]
+    return _signed(join(parts), dataclasses.replace(records[0], folded=folded))
 
 
 def _joined(values: list[Any], hint: Any) -> Any:
@@ -236,11 +260,30 @@ def _blocks(
 
 def _length(x: ImagesLike) -> int | None:
     if isinstance(x, Tensor | np.ndarray):
-        return len(x)
+        return len(x) if x.ndim else None
     try:
         return len(x.dataset)  # type: ignore[union-attr]
     except (AttributeError, TypeError):
         return None
+
+
+def in_parts(work: Callable[[slice], Part], count: int, size: int) -> list[Part]:
+    """`work` on slices of at most `size` of `count` samples, on smaller ones where these do not fit into memory."""
+    done, parts = 0, []
+    while done < count:
+        where = slice(done, min(done + size, count))
+        try:
+            parts.append(work(where))
+        except (RuntimeError, MemoryError) as error:
+            size = smaller(size, where.stop - done, error)
+            continue
+        done = where.stop
+    return parts
+
+
+def answers(model: nn.Module, x: Images, size: int) -> Logits:
+    """The model's logits for all images, at most `size` of them in it at a time."""
+    return torch.cat(in_parts(lambda where: logits(model, x[where]), len(x), size))
 
 
 def smaller(size: int, samples: int, error: Exception) -> int:

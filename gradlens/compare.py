@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .door import check_choice
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -40,8 +42,7 @@ def compare(
     """
     if len(results) < 2:
         raise ValueError(f"results holds {len(results)} model(s), expected at least two to compare")
-    if pair not in ("sample", "seed"):
-        raise ValueError(f"pair is {pair!r}, expected 'sample' or 'seed'")
+    check_choice("pair", pair, ("sample", "seed"))
     if not 0 < level < 1 or resamples < 100:
         raise ValueError(f"level is {level} and resamples {resamples}, expected 0 < level < 1 and at least 100")
     values = {name: [values_of(result, metric) for result in _several(given)] for name, given in results.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .ball import Ball
-from .model import at_least_single, forward, frozen, logits
+from .model import arithmetic, at_least_single, forward, frozen, logits
 from .types import Images, ImagesLike, Labels, LabelsLike, Logits
 
 PROBE = 16  # samples that are run twice to see whether the model answers the same
@@ -32,6 +32,9 @@ def check_images(model: nn.Module, x: ImagesLike, ball: Ball, *, name: str = "x"
             f"{name} holds {x.dtype}, expected floating-point pixels in [{ball.low}, {ball.high}]; "
             "divide 8-bit images by 255"
         )
+    if x.layout != torch.strided or (x.is_meta and home != x.device):
+        kind = "without content (meta)" if x.is_meta else f"of layout {x.layout}"
+        raise ValueError(f"{name} is a tensor {kind}, expected a dense one of pixels")
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}, expected a batch of at least one image, such as "
@@ -40,15 +43,16 @@ def check_images(model: nn.Module, x: ImagesLike, ball: Ball, *, name: str = "x"
     if home is not None and x.device != home:
         raise ValueError(f"{name} is on {x.device}, the model on {home}; move one of them with .to(...)")
     x = x.detach().clone() if x.is_inference() else x.detach()
-    bad = ~x.isfinite().flatten(1).all(1)
-    if bad.any():
+    lowest, highest = x.aminmax()  # of which NaN makes NaN; `isfinite` would take as much memory as the images
+    if not (lowest.isfinite() and highest.isfinite()):
+        bad = ~x.isfinite().flatten(1).all(1)
         raise ValueError(
             f"{name} holds NaN or infinity in {int(bad.sum())} of {len(x)} samples, the first of them "
             f"sample {offset + int(bad.nonzero()[0])}; expected finite pixels"
         )
-    if x.amin() < ball.low or x.amax() > ball.high:
+    if lowest < ball.low or highest > ball.high:
         raise ValueError(
-            f"{name} spans [{x.amin():.3g}, {x.amax():.3g}], outside the pixel box [{ball.low}, {ball.high}]; "
+            f"{name} spans [{lowest:.3g}, {highest:.3g}], outside the pixel box [{ball.low}, {ball.high}]; "
             "put normalisation inside the model (gradlens.Normalized)"
         )
     return at_least_single(x)
@@ -59,6 +63,9 @@ def check_labels(y: LabelsLike, batch: int, device: torch.device, *, name: str =
     labels = y if isinstance(y, Tensor) else tensor_of(y, f"{name} is {y!r:.80}, expected integer class numbers")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{name} holds {labels.dtype}, expected integer class numbers")
+    if labels.layout != torch.strided or labels.is_meta:
+        kind = "without content (meta)" if labels.is_meta else f"of layout {labels.layout}"
+        raise ValueError(f"{name} is a tensor {kind}, expected integer class numbers")
     if labels.shape != (batch,):
         raise ValueError(f"{name} has shape {tuple(labels.shape)}, expected ({batch},): one class number an image")
     return labels.to(device=device, dtype=torch.long)
@@ -93,6 +100,18 @@ def check_count(name: str, count: object, least: int = 1) -> None:
         raise ValueError(f"{name} is {count!r}, expected at least {least}, a whole number")
 
 
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises ValueError for anything but one of the words."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {value!r:.80}, expected one of {', '.join(map(repr, choices))}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raises ValueError for anything but True and False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is {value!r:.80}, expected True or False")
+
+
 def is_number(value: object) -> bool:
     """Is it a finite real number? A bool is not."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -114,6 +133,7 @@ def check_positive(name: str, values: object, unit: str) -> None:
 @torch.no_grad()
 def predict(model: nn.Module, x: ImagesLike, *, ball: Ball = Ball()) -> Labels:
     """The class each image gets. `ball` gives the pixel box; raises ValueError for bad images, as `pgd` does."""
+    check_ball(ball)
     with frozen(model), torch.no_grad():
         return check_answer(model, check_images(model, x, ball)).argmax(1)
 
@@ -128,17 +148,19 @@ def admit(
     probe: bool = True,
     offset: int = 0,
     probabilities: bool = False,
+    averages: str = "",
 ) -> tuple[Labels, Logits]:
     """The labels, the model's own predictions if there are none, and its answers to `x`, once they have been checked.
 
     `stochastic` admits a model that answers differently on each pass; without `probe` that is not looked at again.
-    `probabilities` admits one that ends in a softmax.
-    To be called within `frozen`. Raises ValueError naming the argument, what came and what was expected.
+    `probabilities` admits one that ends in a softmax. `averages` is the called function, if it has an option for random
+    models. To be called within `frozen`. Raises ValueError naming the argument, what came and what was expected.
     """
     answer = check_answer(model, x, offset=offset, probabilities=probabilities)
     if probe and not stochastic:
-        _refuse_random(model, x[:PROBE])
-        _refuse_mixing(model, x[:PROBE])
+        known = answer if len(x) <= PROBE else None
+        together = _refuse_random(model, x[:PROBE], known, averages or "pgd, robustness, curve or transfer")
+        _refuse_mixing(model, x[:PROBE], together)
     if y is None:
         return answer.argmax(1), answer
     if y.amin() < 0 or y.amax() >= answer.shape[1]:
@@ -183,9 +205,8 @@ def check_answer(
             f"model returns NaN or infinite logits for {int(bad.sum())} of {len(x)} samples, the first of "
             f"them sample {offset + int(bad.nonzero()[0])}; expected finite logits"
         )
-    # of a single sample, logits such as (0, 1) are no reason for suspicion
-    looks_certain = answer.amin() >= 0 and (len(answer) > 1 or answer.amin() > 0)
-    if not probabilities and looks_certain and ((answer.sum(1) - 1).abs() < 1e-4).all():
+    are_shares = answer.amin() >= 0 and ((answer.sum(1) - 1).abs() < 1e-4).all()
+    if not probabilities and are_shares and not _is_constant(model, x, answer):
         raise ValueError(
             "model returns probabilities (each row is positive and sums to 1), expected logits; leave the softmax out, "
             "its saturation would be measured instead of the model"
@@ -193,29 +214,43 @@ def check_answer(
     return at_least_single(answer)
 
 
-def _refuse_random(model: nn.Module, x: Images) -> None:
-    first, second = logits(model, x), logits(model, x)
+def _is_constant(model: nn.Module, x: Images, answer: Logits) -> bool:
+    """Logits such as (0, 1), the same for any image. A softmax reaches 0 only where it rounds: not everywhere."""
+    if answer.amin() > 0 or not (answer == answer[:1]).all():
+        return False
+    first = x[:1]
+    # the images may be all of one class; these are unlike them, and in any common box
+    turned = [x.amin() + x.amax() - first, first.flatten(1).flip(1).view_as(first)]
+    others = torch.cat([*turned, torch.zeros_like(first), torch.full_like(first, 0.5), torch.ones_like(first)])
+    return bool((forward(model, others) == answer[:1]).all())
+
+
+def _refuse_random(model: nn.Module, x: Images, known: Logits | None, averages: str) -> Logits:
+    """Two passes over the same images, the first of which may be known; returns what they answer."""
+    first = logits(model, x) if known is None else known
+    second = logits(model, x)
     gap = (first - second).abs().amax()
     # parallel sums on a GPU differ in the last digits from pass to pass; a random defence differs by far more
     if gap > 1e-5 * first.abs().amax().clamp(min=1e-30):
         raise ValueError(
             f"model is random between two passes: the same images gave logits that differ by {gap:.3g}; "
-            "expected a deterministic one (pgd takes samples=k to average over the randomness)"
+            f"expected a deterministic one (samples=k, in {averages}, averages over the randomness)"
         )
+    return first
 
 
-def _refuse_mixing(model: nn.Module, x: Images) -> None:
+def _refuse_mixing(model: nn.Module, x: Images, together: Logits) -> None:
     """One image alone must get the answer that it gets among others, or no number is a sample's own."""
     if len(x) < 2:
         return
-    together = logits(model, x)
     try:
         gap = (logits(model, x[:1]) - together[:1]).abs().amax()
     except (RuntimeError, ValueError):  # batch statistics of a single value
         gap = torch.tensor(torch.inf)
     # other kernels for other batch sizes round differently, in half precision by up to a hundredth
-    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
-    if gap > (5e-2 if kind in (torch.float16, torch.bfloat16) else 1e-3) * together.abs().amax().clamp(min=1e-30):
+    if gap > (5e-2 if arithmetic(model, x) in (torch.float16, torch.bfloat16) else 1e-3) * together.abs().amax().clamp(
+        min=1e-30
+    ):
         raise ValueError(
             f"model mixes the samples of a batch: an image alone and the same image among {len(x)} get logits that "
             f"differ by {gap:.3g}; expected answers that depend on one sample alone (batch norm: running statistics)"

@@ -43,6 +43,11 @@ def seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
+def mixed(number: str, name: str) -> int:
+    """A seed for one part of a measurement, whatever else runs."""
+    return int.from_bytes(hashlib.blake2b(f"{number} {name}".encode(), digest_size=7).digest(), "little")
+
+
 def gaussian(like: Tensor, source: Source = None) -> Tensor:
     """Standard normal numbers of the shape, type and device of `like`."""
     return _draw(torch.randn, like, source)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from .ball import Ball, cosine, l1, l2, linf
 from .batches import Chunk, measured
-from .door import check_count, check_positive
+from .door import check_count, check_flag, check_positive
 from .draws import Draws
 from .losses import cross_entropy, dlr, margin
 from .model import logits
@@ -144,6 +144,7 @@ def gradients(
     """
     check_count("draws", draws, least=2)  # a variance needs two
     check_positive("scales", scales, "factors of the logits")
+    check_flag("jacobian", jacobian)
     if not scales:
         raise ValueError("scales are (), expected at least one factor of the logits")
 

@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .types import Labels, Logits, Loss, PerSample
+from .types import Labels, Logits, Loss, PerSample, SampleMask
+
+
+def errs(logits: Logits, y: Labels) -> SampleMask:
+    """Is the class of the largest logit, the first of equals, another than `y`? Logits that are nan name no class."""
+    return (logits.argmax(1) != y) & ~logits.isnan().any(1)
 
 
 def cross_entropy(logits: Logits, y: Labels) -> PerSample:
@@ -18,7 +23,9 @@ def cross_entropy(logits: Logits, y: Labels) -> PerSample:
 
 
 def margin(logits: Logits, y: Labels) -> PerSample:
-    """Best wrong logit minus true logit, in logits. Positive exactly where the model errs.
+    """Best wrong logit minus true logit, in logits. Positive where the model errs, negative where it is right.
+
+    At 0 classes tie, and the first of them is the model's answer, as for torch's argmax (see `errs`).
 
     The loss of Carlini & Wagner (2017) without its cut-off: its gradient does not depend on the model's confidence.
     """

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -27,6 +28,8 @@ class Made:
         return f"{self.call} on {self.model}, data {self.data}, seed {self.seed}, {self.device}; {versions}"
 
 
+# what results on models that were wrong from the start say
+NOTHING_LEFT = "; nothing was left to attack, since every sample is misclassified as it is"
 UNSIGNED = Made(call="", model="", data="", seed=0, device="", versions={})  # a part, before it is joined and signed
 
 
@@ -36,12 +39,17 @@ def made(
     """Record a call; functions among the options are written by name, tensors by shape."""
     return Made(
         call=f"{call}({', '.join(f'{name}={_written(value)}' for name, value in options.items())})",
-        model=f"{type(model).__name__}:{digest(*model.state_dict().values())}",
+        model=named(model),
         data=data,
         seed=torch.initial_seed() if generator is None else generator.initial_seed(),
         device=device,
         versions=versions(),
     )
+
+
+def named(model: nn.Module) -> str:
+    """Class name, how it was prepared, and the first 16 hex digits of the SHA-256 of all parameters and buffers."""
+    return f"{model._get_name()}:{digest(*model.state_dict().values())}"
 
 
 def digest(*tensors: object) -> str:
@@ -54,6 +62,11 @@ def digest(*tensors: object) -> str:
         sha.update(f"{t.dtype}{tuple(t.shape)}".encode())
         sha.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()[:16]
+
+
+def digest_named(tensors: Mapping[str, Tensor], *first: object) -> str:
+    """`digest` of tensors with their names, whatever their order, after other things."""
+    return digest(*first, *(part for name in sorted(tensors) for part in (name, tensors[name])))
 
 
 @functools.cache

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -14,17 +13,18 @@ from torch import Tensor
 from .attacks import Distances, PGDTrace, QueryTrace
 from .ball import Ball
 from .curvature import Spectrum
-from .disk import write
+from .disk import packed, write
 from .entropy import Entropy
 from .gradients import Gradients
 from .landscape import InputPath, Surface, Trajectory, WeightSurface
-from .provenance import Made, digest
+from .masking import Evidence, Masking, Planted
+from .provenance import Made, digest_named
 from .robustness import Curve, Robustness, Transfer
 from .stability import Stability
 
 KINDS = (
-    Ball, Curve, Distances, Entropy, Gradients, InputPath, Made, PGDTrace, QueryTrace, Robustness, Spectrum, Stability,
-    Surface, Trajectory, Transfer, WeightSurface,
+    Ball, Curve, Distances, Entropy, Evidence, Gradients, InputPath, Made, Masking, PGDTrace, Planted, QueryTrace,
+    Robustness, Spectrum, Stability, Surface, Trajectory, Transfer, WeightSurface,
 )  # fmt: skip
 RESULTS = {kind.__name__: kind for kind in KINDS}
 FORMAT = "gradlens 1"
@@ -42,7 +42,7 @@ def save(result: Any, path: str | os.PathLike[str]) -> Path:
     tensors: dict[str, Tensor] = {}
     record = json.dumps(_pack(result, "", tensors))
     metadata = {"format": FORMAT, "result": record, "sha256": _seal(record, tensors)}
-    return write(Path(path), safetensors.torch.save(tensors, metadata))
+    return write(Path(path), packed(tensors, metadata))
 
 
 def load(path: str | os.PathLike[str]) -> Any:
@@ -74,7 +74,7 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 def _seal(record: str, tensors: dict[str, Tensor]) -> str:
     """The hash of all that a file says: the record and each tensor under its name."""
-    return digest(record, *(part for name in sorted(tensors) for part in (name, tensors[name])))
+    return digest_named(tensors, record)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

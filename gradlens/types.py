@@ -58,5 +58,6 @@ TransferMask = Bool[Tensor, "sources targets batch"]
 
 Direction = dict[str, Tensor]  # what one unit adds to each named parameter; one that is not named stays
 Norm = Literal["linf", "l2"]
+Precision = Literal["float32", "tf32", "bfloat16"]  # of products of matrices
 # (logits, labels) -> one value a sample, higher = closer to an error; losses.targeted_dlr takes targets beside them
 Loss = Callable[..., Tensor]

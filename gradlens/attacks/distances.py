@@ -8,7 +8,7 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 from ..ball import Ball
-from ..provenance import Made
+from ..provenance import NOTHING_LEFT, Made
 from ..types import Images, Labels, PerSample, SampleMask
 
 if TYPE_CHECKING:
@@ -45,10 +45,11 @@ class Distances:
 
     def __str__(self) -> str:
         name = self.made.call.partition("(")[0]
-        return (
+        said = (
             f"{len(self.labels)} samples, {name}, {self.ball.norm}: clean accuracy {self.accuracy(0.0):.1%}"
             f"  median distance {self.distance.nanmedian():.3g}  not found {int((~self.found).sum())}"
         )
+        return said + NOTHING_LEFT if self.accuracy(0.0) == 0 else said
 
     def frame(self) -> DataFrame:
         """Tidy table, one row a sample."""

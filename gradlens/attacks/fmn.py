@@ -8,7 +8,7 @@ from torch import nn
 from ..ball import Ball, expand, unit
 from ..batches import Chunk, measured
 from ..door import check_attack
-from ..losses import margin
+from ..losses import errs, margin
 from ..model import input_gradient, logits
 from ..provenance import UNSIGNED
 from ..types import Images, ImagesLike, Labels, LabelsLike
@@ -42,11 +42,11 @@ def minimum_norm(
         # not folded: the closest errors have margins as small as the rounding that folding changes
         best = _closest(model, chunk.x, chunk.y, ball, steps)
         with torch.no_grad():
-            recounted = margin(logits(model, best), chunk.y)
+            answer = logits(model, best)
         passes = torch.full_like(chunk.y, steps + 1)
         return Distances(
-            clean=chunk.x, adversarial=best, labels=chunk.y, margin=recounted,
-            distance=ball.length(best - chunk.x).where(recounted > 0, torch.nan),
+            clean=chunk.x, adversarial=best, labels=chunk.y, margin=margin(answer, chunk.y),
+            distance=ball.length(best - chunk.x).where(errs(answer, chunk.y), torch.nan),
             forwards=passes + 1, backwards=passes, ball=ball, made=UNSIGNED,
         )  # fmt: skip
 
@@ -60,17 +60,17 @@ def _closest(model: nn.Module, x: Images, y: Labels, ball: Ball, steps: int) -> 
     widest = ball.length(torch.maximum(x - ball.low, ball.high - x))
     radius = closest = torch.full_like(widest, torch.inf)
     for step in range(steps + 1):
-        _, lead, grad = input_gradient(model, point, y, margin)
+        answer, lead, grad = input_gradient(model, point, y, margin)
         # what would leave the box is no way to the boundary: counted in, it takes all of a small ball's room
         grad = grad.masked_fill((point <= ball.low) & (grad < 0) | (point >= ball.high) & (grad > 0), 0.0)
-        length, errs = ball.length(point - x), lead > 0
-        is_closer = errs & (length < closest)
+        length, is_wrong = ball.length(point - x), errs(answer, y)
+        is_closer = is_wrong & (length < closest)
         best, closest = torch.where(expand(is_closer, x), point, best), torch.where(is_closer, length, closest)
         change = _annealed(CHANGE, step, steps)
         # the boundary of the linearised model, where float32 may put a point on either side; hence a little beyond
         ahead = length + (lead.abs() / ball.dual(grad)).nan_to_num(0.0, posinf=torch.inf)
         grown = ahead.where(closest.isinf(), radius) * (1 + change)
-        radius = grown.where(~errs, closest.minimum(radius * (1 - change))).minimum(widest)
+        radius = grown.where(~is_wrong, closest.minimum(radius * (1 - change))).minimum(widest)
         stride = (ball.high - ball.low) * _annealed(STRIDE, step, steps)
         point = ball.project(point + stride * unit(grad).nan_to_num(0.0), x, radius)
     return best

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ball import Ball, expand, l1, l2, linf, unit
-from ..losses import margin, towards
+from ..losses import errs, margin, towards
 from ..model import mean_gradient
 from ..provenance import UNSIGNED
 from ..types import Images, Labels, Logits, Loss, PerSample
@@ -35,6 +35,7 @@ class Path:
         self.sums: list[Tensor] = []
         self.total, self.defined = torch.zeros_like(x), torch.zeros_like(y)
         self.best, self.end, self.lead = x, x, torch.full_like(x.flatten(1)[:, 0], -torch.inf)
+        self.erred = torch.zeros_like(y, dtype=torch.bool)  # at `best`
 
     def visit(self, point: Images, step_size: float | PerSample = torch.nan) -> tuple[PerSample, Images]:
         """The loss that is climbed and its gradient at `point`, to which a step of nominally `step_size` led."""
@@ -53,8 +54,10 @@ class Path:
         self.total = self.total + known
         self.defined = self.defined + (known != 0).flatten(1).any(1)
         lead = self.points[-1].margin if self.targets is None else -margin(logits, self.targets)
-        self.best = torch.where(expand(lead > self.lead, point), point, self.best)
-        self.lead = torch.where(lead > self.lead, lead, self.lead)
+        now = errs(logits, self.y)  # with targets, a point that errs may lead by less than one that does not
+        better = (now & ~self.erred) | ((now == self.erred) & (lead > self.lead))
+        self.best = torch.where(expand(better, point), point, self.best)
+        self.lead, self.erred = torch.where(better, lead, self.lead), self.erred | now
         self.end = point
         return value, grad
 

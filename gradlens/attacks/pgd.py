@@ -36,7 +36,7 @@ def pgd(
     (batch,) class numbers, None takes the model's predictions. `step_size` is in pixels, of the ball's norm, and
     defaults to 2.5 eps / steps; every step has that length unless the gradient is exactly zero. `start` defaults to
     `x` itself; further `restarts` begin at points drawn uniformly from the ball, and each sample keeps the run that
-    led by most (`PGDTrace.lead`). `samples` > 1 averages the gradient over that many passes of a random model
+    errs and led by most (`PGDTrace.lead`). `samples` > 1 averages the gradient over that many passes of a random model
     (EOT, Athalye et al. 2018). `momentum` is the decay of MI-FGSM (Dong et al. 2018). With `targets` (batch,) the
     loss towards them is descended, or `losses.targeted_dlr` climbed. `batch` images are in the model at a time.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ball import Ball
 from ..batches import Chunk, measured
-from ..door import check_labels
+from ..door import check_labels, tensor_of
 from ..losses import targeted_dlr
 from ..model import logits
 from ..types import Images, ImagesLike, Labels, LabelsLike
@@ -58,9 +58,10 @@ def check_beside(name: str, given: object, x: ImagesLike) -> None:
     """Raises ValueError for what cannot go beside the images, an entry for each."""
     if given is None:
         return
-    if not isinstance(given, Tensor | np.ndarray | Sequence):
+    is_single = isinstance(given, str | bytes) or getattr(given, "ndim", 1) == 0
+    if is_single or not isinstance(given, Tensor | np.ndarray | Sequence):
         raise ValueError(f"{name} is {given!r:.80}, expected a tensor or array with an entry for each image")
-    if isinstance(x, Tensor | np.ndarray) and len(given) != len(x):
+    if isinstance(x, Tensor | np.ndarray) and x.ndim and len(given) != len(x):
         raise ValueError(f"{name} has {len(given)} entries, expected one for each of the {len(x)} images")
 
 
@@ -68,7 +69,11 @@ def start_of(start: ImagesLike | None, chunk: Chunk, ball: Ball) -> Images:
     """Where the attack begins: at the images themselves, or at the caller's points, brought inside the ball."""
     if start is None:
         return chunk.x
-    point = torch.as_tensor(start)[chunk.where].to(chunk.x)
+    complaint = f"start is {start!r:.80}, expected a tensor or array of images of x's shape"
+    given = start if isinstance(start, Tensor) else tensor_of(start, complaint)
+    if given.is_meta or given.is_complex():
+        raise ValueError(complaint)
+    point = given[chunk.where].to(chunk.x)
     if point.shape != chunk.x.shape or not point.isfinite().all():
         raise ValueError(
             f"start has shape {tuple(point.shape)}, expected finite images of x's shape {tuple(chunk.x.shape)}"

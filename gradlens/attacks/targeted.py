@@ -9,7 +9,7 @@ from torch import nn
 
 from ..ball import Ball
 from ..batches import Chunk, measured
-from ..door import check_attack, check_count
+from ..door import check_attack, check_choice, check_count
 from ..losses import targeted_dlr, towards
 from ..model import logits
 from ..types import Images, ImagesLike, Labels, LabelsLike, Loss, Targets
@@ -121,8 +121,7 @@ def ranked(model: nn.Module, x: Images, y: Labels, ball: Ball, by: By) -> Target
 
 
 def _check_by(by: object) -> None:
-    if by not in get_args(By):
-        raise ValueError(f"by is {by!r}, expected one of {', '.join(map(repr, get_args(By)))}")
+    check_choice("by", by, get_args(By))
 
 
 @dataclass(frozen=True)

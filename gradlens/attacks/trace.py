@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ball import Ball, cosine
-from ..provenance import Made
+from ..provenance import NOTHING_LEFT, Made
 from ..types import (
     Images,
     Labels,
@@ -63,13 +63,13 @@ class PGDTrace:
 
     clean: Images
     adversarial: Images  # point T
-    best: Images  # the visited point with the largest margin or, with targets, where the target led by most
+    best: Images  # the visited point that errs, if any does, and has the largest margin or, with targets, lead
     lead: PerSample  # by how much, in logits: the margin there, or the target's logit less the best other one
     gradient: Images  # g_0, the loss's gradient at the start, in the loss's unit a pixel
     labels: Labels
     targets: Labels | None  # classes that a targeted attack wanted
     loss: PerPoint  # the loss that was climbed, in its own unit (cross-entropy: nats)
-    margin: PerPoint  # best wrong logit minus true logit; > 0 exactly where the model errs
+    margin: PerPoint  # best wrong logit minus true logit; > 0 where the model errs, < 0 where it is right
     entropy: PerPoint  # of the softmax, nats
     confidence: PerPoint  # largest probability, in [0, 1]
     predicted: PointLabels  # class number
@@ -94,14 +94,19 @@ class PGDTrace:
     made: Made
 
     @property
+    def errs(self) -> PointMask:
+        """The model gives the point another class; of classes that tie, the first is its answer."""
+        return (self.predicted != self.labels) & ~self.margin.isnan()
+
+    @property
     def success(self) -> SampleMask:
         """The last point fools the model."""
-        return self.margin[-1] > 0
+        return self.errs[-1]
 
     @property
     def ever(self) -> SampleMask:
         """Some visited point fools the model."""
-        return (self.margin > 0).any(0)
+        return self.errs.any(0)
 
     @property
     def silent_success(self) -> SampleMask:
@@ -147,12 +152,15 @@ class PGDTrace:
 
     def __str__(self) -> str:
         name = self.made.call.partition("(")[0]
-        return (
-            f"{len(self.labels)} samples, {name}, {self.ball.norm} eps {self.ball.eps:.3g}: accuracy"
+        begins_clean = bool((self.distance[0] == 0).all())
+        clean = f" {1 - self.errs[0].double().mean():.1%} ->" if begins_clean else ""
+        said = (
+            f"{len(self.labels)} samples, {name}, {self.ball.norm} eps {self.ball.eps:.3g}: accuracy{clean}"
             f" {1 - self.ever.double().mean():.1%} over {len(self.moved)} steps"
             f"  silent successes {self.silent_success.double().mean():.1%}"
             f"  halvings {self.halvings.double().mean():.1f}  undefined {self.undefined.mean():.1%}"
         )
+        return said + NOTHING_LEFT if begins_clean and bool(self.errs[0].all()) else said
 
     def frame(self) -> DataFrame:
         """Tidy table, one row a point and sample.
@@ -174,7 +182,7 @@ class PGDTrace:
 
 
 def strongest(runs: list[PGDTrace]) -> PGDTrace:
-    """For each sample, the run whose best point leads by most, the first of equals; what all runs cost together."""
+    """For each sample, the run that errs and whose best point leads by most; what all runs cost together."""
     everyone = torch.arange(len(runs[0].lead), device=runs[0].lead.device)
     best = functools.reduce(lambda kept, run: stronger(kept, run, everyone), runs)
     found = [run.best - run.clean for run in runs]
@@ -183,8 +191,10 @@ def strongest(runs: list[PGDTrace]) -> PGDTrace:
 
 
 def stronger(kept: PGDTrace, run: PGDTrace, where: Labels) -> PGDTrace:
-    """`kept`, with those of the samples `where` for which a further `run` on them leads by more; costs add up."""
-    better = run.lead > kept.lead[where]
+    """`kept`, with those of the samples `where` for which a further `run` on them errs first or leads by more; costs
+    add up."""
+    now, before = run.ever, kept.ever[where]
+    better = (now & ~before) | ((now == before) & (run.lead > kept.lead[where]))
     fields: dict[str, Any] = {"direction_sum": torch.full_like(kept.direction_sum, torch.nan)}
     for name in ("adversarial", "best", "lead", "gradient", "path_dispersion"):
         fields[name] = getattr(kept, name).index_copy(0, where[better], getattr(run, name)[better])

@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from ..ball import Ball
 from ..batches import BATCH, Chunk, measured
-from ..door import check_count, check_generator, is_number
+from ..door import check_choice, check_count, check_generator, is_number
 from ..losses import cross_entropy
 from ..model import frozen, logits, per_sample
+from ..prepared import uncompiled
 from ..provenance import UNSIGNED, Made
 from ..types import Images, ImagesLike, Labels, LabelsLike, Loss, PerRise, PerRow
 from .estimates import Ends, Estimates, estimate
@@ -64,11 +65,10 @@ def spectrum(
     gradients, a pattern that matches none, more eigenvalues than there are, and a part of the model that has no second
     derivative.
     """
-    if of not in get_args(Of):
-        raise ValueError(f"of is {of!r}, expected 'weights' or 'inputs'")
+    check_choice("of", of, get_args(Of))
     _check_knobs(k, steps, probes, depth, precision)
     check_generator(generator)
-    model = getattr(model, "_orig_mod", model)  # a compiled model cannot be differentiated twice
+    model = uncompiled(model)
     options = {
         "of": of, "k": k, "loss": loss, "names": names, "steps": steps, "probes": probes, "depth": depth,
         "precision": precision, "ball": ball,

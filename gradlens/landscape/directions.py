@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..door import check_count
+from ..door import check_choice, check_count
 from ..draws import gaussian, seed
 from ..types import Direction
 from .walk import check_module, movable
@@ -52,8 +52,7 @@ def normalize(direction: Direction, model: nn.Module, by: Normalization = "filte
     norm to zero). A direction that was normalised to one model can be normalised to another of its architecture.
     Raises ValueError for an unknown `by`, another architecture, and where nothing is left to move.
     """
-    if by not in get_args(Normalization):
-        raise ValueError(f"by is {by!r}, expected one of {', '.join(map(repr, get_args(Normalization)))}")
+    check_choice("by", by, get_args(Normalization))
     check_module(model)
     if not isinstance(direction, Mapping):
         raise ValueError(f"direction is a {type(direction).__name__}, expected a dict of tensors by parameter name")
@@ -165,7 +164,11 @@ def _named(item: Any, model: nn.Module, names: Sequence[str], i: int) -> Directi
             ]
         if isinstance(item, Sequence) and [getattr(d, "shape", None) for d in item] == shapes:
             return dict(zip(parameters, item, strict=True))
-    came = f"shape {tuple(item.shape)}" if isinstance(item, Tensor) else [tuple(getattr(d, "shape", ())) for d in item]
+    came: object = f"a {type(item).__name__}"
+    if isinstance(item, Tensor):
+        came = f"shape {tuple(item.shape)}"
+    elif isinstance(item, Sequence):
+        came = [tuple(getattr(d, "shape", ())) for d in item]
     raise ValueError(
         f"directions[{i}] has {came}, expected a dict by parameter name, or tensors of the shapes of the {len(names)} "
         f"trainable parameters {[tuple(p.shape) for p in options[0].values()]}"

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ball import Ball, expand
-from ..batches import Chunk, measured
-from ..door import check_attack, check_count, is_number
+from ..batches import Chunk, in_parts, measured
+from ..door import check_attack, check_choice, check_count, is_number
 from ..losses import cross_entropy, margin
 from ..model import logits, per_sample, predictive_entropy
 from ..provenance import UNSIGNED
@@ -100,8 +100,7 @@ def _slice(
     check_count("points", points)
     if points < 3 or points % 2 == 0:
         raise ValueError(f"points is {points}, expected an odd number of at least 3, so that the centre is measured")
-    if box not in get_args(Box):
-        raise ValueError(f"box is {box!r}, expected 'mark' or 'project'")
+    check_choice("box", box, get_args(Box))
     check_count("batch", batch)
     chosen = admitted(directions, x, ball, 2 if is_plane else 1)
     half = points // 2
@@ -152,8 +151,9 @@ def _measure(
     undirected = torch.stack([d.flatten(1).isnan().any(1) for d in directions]).any(0)
     # those are measured at the image itself, and what came out is struck off
     ways = [d.masked_fill(expand(undirected, d), 0) for d in directions]
-    parts: list[tuple[Tensor, ...]] = []
-    for row, column, sample in (chunk.T for chunk in cells.split(batch)):
+
+    def measure(where: slice) -> tuple[Tensor, ...]:
+        row, column, sample = cells[where].T
         point = x[sample]
         for way, reach in zip(ways, (alpha[row], beta[column]), strict=False):
             point.addcmul_(expand(ball.eps * reach, x), way[sample])
@@ -162,14 +162,14 @@ def _measure(
         boxed = (lowest >= ball.low - 1e-6) & (highest <= ball.high + 1e-6)
         answer = logits(model, point if limits is None else point.clamp(*limits))
         labels = y[sample]
-        parts.append(
-            (
-                per_sample(loss, answer, labels).masked_fill(void, torch.nan),
-                margin(answer, labels).masked_fill(void, torch.nan),
-                predictive_entropy(answer).masked_fill(void, torch.nan),
-                answer.argmax(1).masked_fill(void, -1),
-                boxed & ~void,
-            )
+        return (
+            per_sample(loss, answer, labels).masked_fill(void, torch.nan),
+            margin(answer, labels).masked_fill(void, torch.nan),
+            predictive_entropy(answer).masked_fill(void, torch.nan),
+            answer.argmax(1).masked_fill(void, -1),
+            boxed & ~void,
         )
+
+    parts = in_parts(measure, len(cells), batch)
     names = ("loss", "margin", "entropy", "predicted", "in_box")
     return {name: torch.cat(pieces).view(shape) for name, pieces in zip(names, zip(*parts, strict=True), strict=True)}

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sealed import read_sealed, write_sealed
+from ..lock import Lock
+from ..sealed import hold, read_sealed, write_sealed
 
 SECONDS = 5.0  # between two writes: a lost cell costs less than a write after each
 
@@ -17,8 +18,8 @@ SECONDS = 5.0  # between two writes: a lost cell costs less than a write after e
 class Ledger:
     """Values (metrics, R, C) of the cells measured so far, in a file if a path is given.
 
-    `key` says which call the cells belong to. Raises ValueError, naming the file, for one that is damaged, foreign or
-    of another call.
+    `key` says which call the cells belong to. Within a `with` block nobody else writes to the file; at its end what is
+    new is in it. Raises ValueError, naming the file, for one that is damaged, foreign, of another call or in use.
     """
 
     def __init__(
@@ -30,9 +31,27 @@ class Ledger:
         self.done = np.zeros(shape[1:], dtype=bool)
         self._written = time.monotonic()
         self._is_new = False
-        if self.path is not None and self.path.exists():
-            tensors = read_sealed(self.path, "grid", self.key)
-            self.values, self.done = tensors["values"].numpy(), tensors["done"].numpy()
+        self._lock: Lock | None = None
+
+    def __enter__(self) -> "Ledger":
+        if self.path is None:
+            return self
+        self._lock = hold(self.path)
+        try:
+            if self.path.exists():
+                tensors = read_sealed(self.path, "grid", self.key)
+                self.values, self.done = tensors["values"].numpy(), tensors["done"].numpy()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:  # also when interrupted
+        try:
+            self.flush()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def __contains__(self, cell: tuple[int, int]) -> bool:
         return bool(self.done[cell])

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attacks.pgd import perturb
 from ..ball import Ball
+from ..batches import in_parts
 from ..losses import cross_entropy
 from ..model import at_least_single, logits
 from ..types import Images, Labels, Logits, PerMetric, PerSample
@@ -101,7 +103,11 @@ class Gauge:
         """Each metric's mean over all samples, in float64. NaN where a single sample's value is undefined."""
         sums: dict[str, Tensor] = {}
         for x, y in data.batches:
-            for name, values in self._values(model, x, y, data.is_left_alone):
+
+            def read(where: slice, x: Images = x, y: Labels = y) -> list[tuple[str, PerSample]]:
+                return self._values(model, x[where], y[where], data.is_left_alone)
+
+            for name, values in chain.from_iterable(in_parts(read, len(y), len(y))):
                 sums[name] = sums.get(name, 0.0) + values.sum(dtype=torch.float64)
         numbers = {name: total / data.samples for name, total in sums.items()}
         for name, metric in self.whole.items():

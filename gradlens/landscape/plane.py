@@ -69,12 +69,13 @@ def pair(names: Sequence[str], meaning: str) -> tuple[tuple[str, str], tuple[str
 
 def named(directions: Any) -> Normalization:
     """A normalisation by its name, checked."""
-    if directions not in get_args(Normalization):
-        raise ValueError(
-            f"directions is {directions!r}, expected one of {', '.join(map(repr, get_args(Normalization)))}, "
-            "'hessian', a WeightSurface, a Trajectory, or tensors by parameter name"
-        )
-    return directions
+    for name in get_args(Normalization):
+        if isinstance(directions, str) and directions == name:
+            return name
+    raise ValueError(
+        f"directions is {directions!r}, expected one of {', '.join(map(repr, get_args(Normalization)))}, "
+        "'hessian', a WeightSurface, a Trajectory, or tensors by parameter name"
+    )
 
 
 def grid_axis(low: float, high: float, points: int) -> Tensor:

@@ -61,7 +61,7 @@ class Surface:
     @property
     def error(self) -> Grid:
         """1 where the model errs, 0 where it does not, nan where undefined."""
-        return (self.margin > 0).to(self.margin).masked_fill(self.margin.isnan(), torch.nan)
+        return (self.predicted != self.labels).to(self.margin).masked_fill(self.margin.isnan(), torch.nan)
 
     @property
     def in_box_share(self) -> GridMean:

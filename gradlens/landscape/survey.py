@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..door import PROBE
-from ..folding import Folding, folding
+from ..batches import in_parts
+from ..folding import LOOK, Folding, folding
 from ..model import logits
 from ..provenance import digest, made
-from ..types import MetricPlaces, PerMetric
+from ..types import Images, MetricPlaces, PerMetric
 from . import adaptive
 from .ledger import Ledger
 from .metrics import Data, Gauge
@@ -68,15 +68,13 @@ def survey(
         "plain": str([f"{v:.4g}" for v, unit in zip(plain.tolist(), gauge.units, strict=True) if not unit]),
     }
     shape = (len(plane.alpha), len(plane.beta))
-    ledger = Ledger(resume, key, (len(gauge.names), *shape))
-
     total = math.prod(shape) if tolerance is None else None
-    fold = folding(model, data.batches[0][0][:PROBE]).along(model, plane.directions) if folds else Folding()
-    if not all(fold.holds(model, x, logits(model, x)) for x, _ in data.batches):
+    fold = folding(model, data.batches[0][0][:LOOK]).along(model, plane.directions) if folds else Folding()
+    if not all(_holds(fold, model, x) for x, _ in data.batches):
         fold = Folding()
     record = dataclasses.replace(record, folded=len(fold.pairs))
     with ExitStack() as stack:
-        stack.callback(ledger.flush)  # also when interrupted
+        ledger = stack.enter_context(Ledger(resume, key, (len(gauge.names), *shape)))
         stack.enter_context(fold())
         place = stack.enter_context(
             moving(model, [fold.turned(model, d) for d in plane.directions], guarded=gauge.is_foreign)
@@ -107,3 +105,7 @@ def survey(
         batchnorm=batchnorm if batch_norms(model) else "none", samples=data.samples, plain=plain, path=plane.path,
         path_values=path_values, measured=measured, tolerance=tolerance, bound=bound, made=record,
     )  # fmt: skip
+
+
+def _holds(fold: Folding, model: nn.Module, x: Images) -> bool:
+    return all(in_parts(lambda where: fold.holds(model, x[where], logits(model, x[where])), len(x), len(x)))

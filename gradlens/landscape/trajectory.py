@@ -73,6 +73,8 @@ def trajectory(
     if len(checkpoints) < 3:
         raise ValueError(f"checkpoints holds {len(checkpoints)}, expected at least three: two make a line")
     names = [name for name, p in model.named_parameters() if p.is_floating_point() and p.numel()]
+    if not names:
+        raise ValueError("model has no parameters that training could move, expected some")
     here = movable(model)
     points = [_weights(each, here, names, i) for i, each in enumerate(checkpoints)]
 

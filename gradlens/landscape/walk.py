@@ -64,6 +64,8 @@ def moving(
     # cells come row by row: what alpha adds is added once a row
     row = {name: torch.empty_like(t, dtype=first[name].dtype) if name in first else t for name, t in own.items()}
     reached = [float("nan")]
+    kinds = {name: {t.dtype for t in (copies[name], row[name], second[name])} for name in copies if name in second}
+    together = [name for name, kind in kinds.items() if len(kind) == 1]  # the others are rounded once, at the end
 
     def place(alpha: float, beta: float) -> None:
         if alpha != reached[0]:
@@ -72,10 +74,11 @@ def moving(
             reached[0] = alpha
         for name, copy in copies.items():
             here[name].data = copy  # a caller's metric may have put something else there
-            if name in second:
-                torch.add(row[name], second[name], alpha=beta, out=copy)
-            else:
-                copy.copy_(row[name])
+            if name not in together:
+                _put(copy, row[name], second.get(name), beta)
+        if together:  # small tensors cost their calls, not their numbers
+            torch._foreach_copy_([copies[name] for name in together], [row[name] for name in together])
+            torch._foreach_add_([copies[name] for name in together], [second[name] for name in together], alpha=beta)
 
     try:
         for name, copy in copies.items():
@@ -84,6 +87,13 @@ def moving(
     finally:
         for name, t in own.items():
             here[name].data = t
+
+
+def _put(copy: Tensor, row: Tensor, direction: Tensor | None, beta: float) -> None:
+    if direction is None:
+        copy.copy_(row)
+    else:
+        torch.add(row, direction, alpha=beta, out=copy)
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:

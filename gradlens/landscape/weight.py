@@ -45,7 +45,7 @@ class Grid:
 
     def checked(self, policies: tuple[str, ...]) -> Gauge:
         """What is measured in each cell, once the knobs have been checked."""
-        if self.batchnorm not in policies:
+        if not isinstance(self.batchnorm, str) or self.batchnorm not in policies:
             raise ValueError(f"batchnorm is {self.batchnorm!r}, expected {' or '.join(map(repr, policies))}")
         if self.adaptive is not None and not (is_number(self.adaptive) and 0 < self.adaptive < 1):
             raise ValueError(
@@ -160,8 +160,8 @@ def interpolate(
     measured = grid.checked(("interpolated", "reestimated"))
     if points < 2:
         raise ValueError(f"points is {points}, expected at least 2: the models themselves")
-    if not (is_number(beyond) and beyond >= 0):
-        raise ValueError(f"beyond is {beyond!r}, expected 0 or more, a share of the way from one model to the next")
+    if not (is_number(beyond) and 0 <= beyond <= 100):
+        raise ValueError(f"beyond is {beyond!r}, expected 0 to 100, shares of the way from one model to the next")
     ways = differences(models)
     refuse_parallel(ways, "the ways from models[0] to the others")
     extra = math.ceil(beyond * (points - 1) - 1e-9)

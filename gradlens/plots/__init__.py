@@ -4,8 +4,12 @@ What ends in s takes a dict of results, one a model, and as many axes: small mul
 """
 
 from .attacks import asymmetry, attacks, curves, transfer
+from .claims import claims
+from .evidence import evidence, gaps
+from .explore import closeup, explore
 from .look import COLOURS, LABELS, OTHERS, colour, style
 from .paths import history, line, local_cosine, path, trace, traces
+from .pictures import inline, picture
 from .planes import class_legend, decision_maps, decisions, surface, surfaces
 from .record import publish
 from .relief import interactive, surface3d
@@ -20,19 +24,26 @@ __all__ = [
     "OTHERS",
     "asymmetry",
     "attacks",
+    "claims",
     "class_legend",
+    "closeup",
     "colour",
     "curves",
     "decision_maps",
     "decisions",
     "distributions",
     "entropy",
+    "evidence",
+    "explore",
+    "gaps",
     "history",
+    "inline",
     "interactive",
     "limits",
     "line",
     "local_cosine",
     "path",
+    "picture",
     "publish",
     "reliability",
     "spectrum",

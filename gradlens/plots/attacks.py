@@ -12,6 +12,7 @@ from ..robustness import Curve, Robustness, Transfer
 from .look import colour
 
 BUDGETS = {"eps": "eps (pixels)", "steps": "steps", "restarts": "restarts", "queries": "queries a sample"}
+FOUND, TRANSFER = "found on ", "transfer"  # how attacks are named that show points from elsewhere; their row
 
 
 def attacks(
@@ -24,25 +25,30 @@ def attacks(
     """Accuracy of each model clean, under each attack alone and in the worst case, with 95% Wilson intervals.
 
     The worst case is that of `worst`, by the same names, where more ran than `results` tell of. Of an evaluation that
-    showed later attacks only what was left, the accuracy after each attack, and those before it. `names` choose
-    attacks and their order. Raises ValueError for no result and for an attack that did not run.
+    showed later attacks only what was left, the accuracy after each attack, and those before it. What was found
+    elsewhere, such as on other models, is one row, the worst of it: transfer. `names` choose attacks and their order.
+    Nothing is drawn for a model that an attack was not defined for.
+
+    Raises ValueError for no result, and for one of `names` that did not run.
     """
     if not results:
         raise ValueError("results are empty, expected at least one Robustness")
-    first = next(iter(results.values()))
-    names = list(first.attacks if names is None else names)
-    rows = ["clean", *names, "worst case"]
-    alone = all(np.isfinite(result.under(name)) for result in results.values() for name in names)
+    families = list(dict.fromkeys(_family(name) for result in results.values() for name in names or result.attacks))
+    rows = ["clean", *families, "worst case"]
+    each = [_under(result, [family], names) for result in results.values() for family in families]
+    alone = all(share is None or np.isfinite(share) for share in each)
     for i, (model, result) in enumerate(results.items()):
-        shares = [result.clean_accuracy]
-        for k, name in enumerate(names):
-            shares.append(result.under(name) if alone else result.under(*names[: k + 1]))
+        shares: list[float | None] = [result.clean_accuracy]
+        for k, family in enumerate(families):
+            shares.append(_under(result, [family] if alone else families[: k + 1], names))
         shares.append((worst or results)[model].robust_accuracy)
         count = len(result.labels)
-        ends = np.array([wilson(round(share * count), count) for share in shares])
+        drawn = np.array([np.nan if share is None else share for share in shares])
+        known = np.isfinite(drawn)
+        ends = np.array([wilson(round(share * count), count) for share in drawn[known]])
         at = np.arange(len(rows)) + (i - (len(results) - 1) / 2) * 0.7 / max(1, len(results))
-        ax.hlines(at, ends[:, 0], ends[:, 1], color=colour(model, list(results)), lw=1.2)
-        ax.plot(shares, at, ls="none", marker="o", ms=4.5, color=colour(model, list(results)), label=model)
+        ax.hlines(at[known], ends[:, 0], ends[:, 1], color=colour(model, list(results)), lw=1.2)
+        ax.plot(drawn, at, ls="none", marker="o", ms=4.5, color=colour(model, list(results)), label=model)
     for line in np.arange(len(rows) - 1) + 0.5:
         ax.axhline(line, color="0.9", lw=0.6, zorder=0)
     ax.set(
@@ -50,6 +56,17 @@ def attacks(
         xlabel="accuracy (each attack alone)" if alone else "accuracy (after each attack and those above it)",
     )  # fmt: skip
     return ax
+
+
+def _family(attack: str) -> str:
+    return TRANSFER if attack.startswith(FOUND) else attack
+
+
+def _under(result: Robustness, families: Sequence[str], names: Sequence[str] | None) -> float | None:
+    """Accuracy under the attacks of these families together; nothing where none of them was to run."""
+    ran = [name for name in result.attacks if _family(name) in families]
+    missing = [name for name in names or () if name in families and name not in (*ran, TRANSFER)]
+    return result.under(*ran, *missing) if ran or missing else None
 
 
 def curves(results: Mapping[str, Curve], ax: Axes) -> Axes:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 # Okabe & Ito's colours, told apart by the colour-blind; an arm keeps its colour in every figure
 COLOURS = {"SL": "#0072B2", "RL": "#D55E00", "exact": "#009E73", "SL-adv": "#56B4E9", "RL-adv": "#E69F00"}
-OTHERS = ("#CC79A7", "#000000", "#F0E442", "#999999")
+# what is left of them, then Tol's muted ones; yellow, which is weak on white, comes last
+OTHERS = ("#CC79A7", "#000000", "#999999", "#882255", "#999933", "#332288", "#44AA99", "#F0E442")
+_given: dict[str, str] = {}  # the colours of other names since `style`, in one process
 
 LABELS = {
     "loss": "cross-entropy (nats)",
@@ -32,10 +34,11 @@ LABELS = {
 }
 
 
-def style() -> None:
-    """The look of all figures: white, sparse, fonts embedded in PDFs. For notebooks: it changes global settings."""
-    sns.set_theme(style="ticks", context="notebook", font_scale=0.9)
-    mpl.rcParams |= {
+def look() -> Any:  # matplotlib has a type of its own for a dict of settings
+    """The settings of all figures: white, sparse, fonts embedded in PDFs."""
+    return {
+        **sns.axes_style("ticks"),
+        **sns.plotting_context("notebook", font_scale=0.9),
         "figure.dpi": 110,
         "savefig.dpi": 180,
         "pdf.fonttype": 42,
@@ -48,12 +51,19 @@ def style() -> None:
     }
 
 
+def style() -> None:
+    """Give all figures this look, and colours to names anew. For notebooks: it changes global settings."""
+    _given.clear()
+    sns.set_theme(style="ticks", context="notebook", font_scale=0.9)
+    mpl.rcParams |= look()
+
+
 def colour(name: str, among: Sequence[str] = ()) -> str:
-    """The colour of an arm; other names take the remaining colours in the order of `among`."""
-    if name in COLOURS:
-        return COLOURS[name]
-    others = [other for other in among if other not in COLOURS]
-    return OTHERS[(others.index(name) if name in others else 0) % len(OTHERS)]
+    """The colour of an arm; another name takes the next one that is free, those of `among` first, and keeps it."""
+    for other in (*among, name):
+        if other not in COLOURS and other not in _given:
+            _given[other] = OTHERS[len(_given) % len(OTHERS)]
+    return COLOURS.get(name) or _given[name]
 
 
 def draw_band(ax: Axes, at: np.ndarray, values: Tensor, name: str, band: bool, **options: Any) -> None:

@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
 
 from ..landscape import Surface, WeightSurface
 from .scale import Limits, Over, Plane, axis_names, cells, colours_of, label_of, limits
@@ -64,6 +65,7 @@ def surface3d(
     for axis in (relief.xaxis, relief.yaxis, relief.zaxis):
         axis.label.set_size("small")
         axis.set_tick_params(labelsize="x-small", pad=0)
+        axis.set_major_locator(MaxNLocator(3))  # more would lie on each other where several reliefs share a row
     relief.set_box_aspect(None, zoom=0.85)  # long names of directions need room
     relief.view_init(elev=28, azim=-125)
     return ax

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from ..door import check_choice
 from ..landscape import Surface, WeightSurface
 from .look import LABELS
 
@@ -20,8 +21,7 @@ def cells(result: Plane, quantity: str, sample: int | None = None, over: Over = 
 
     Of a plane through weight space, which has no samples, a metric's values; what is not finite is a gap.
     """
-    if over not in get_args(Over):
-        raise ValueError(f"over is {over!r}, expected 'mean', 'median' or 'spread'")
+    check_choice("over", over, get_args(Over))
     refuse_line(result)
     if isinstance(result, WeightSurface):
         numbers = result.of(quantity).double().cpu().numpy()

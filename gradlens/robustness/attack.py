@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import re
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,8 +14,12 @@ from torch import Tensor, nn
 
 from ..attacks import Distances, PGDTrace, QueryTrace
 from ..ball import Ball
+from ..model import frozen
 from ..provenance import digest
 from ..types import Images, Labels
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+FIXED = (bool, int, float, str, bytes, tuple, Tensor, types.FunctionType, functools.partial, type(None))
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Attack:
         known = _parameters(self.run)
         chosen = {k: v for k, v in given.items() if k in known}
         # copies: what an attack writes into must not be what judges it
-        with _guarded(model, self.name):
+        with _guarded(model, self.name), frozen(model):  # modes and buffers too are what they were before it
             result = self.run(model, x.clone(), y.clone(), ball, **self.options, **chosen)
         points = _points(result)
         if not isinstance(points, Tensor) or points.shape != x.shape:
@@ -50,11 +56,8 @@ class Attack:
 
     @property
     def identity(self) -> str:
-        """What tells it from another one of its name: function, options, and what they hold."""
-        run = self.run.func if isinstance(self.run, functools.partial) else self.run
-        words = {**self.run.keywords, **self.options} if isinstance(self.run, functools.partial) else self.options
-        made = getattr(run, "identity", f"{getattr(run, '__module__', '')}.{getattr(run, '__qualname__', type(run))}")
-        return f"{self.name}={made}({', '.join(f'{k}={_written(v)}' for k, v in words.items())})"
+        """What tells it from another one of its name, in another process too: code, options, and what they hold."""
+        return f"{self.name}={_written(self.run)}({', '.join(f'{k}={_written(v)}' for k, v in self.options.items())})"
 
     def __str__(self) -> str:
         options = ", ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in self.options.items())
@@ -90,6 +93,16 @@ def named(attacks: str | Sequence[Any], suites: Mapping[str, Sequence[Attack]]) 
     return tuple(chosen)
 
 
+def refuse_single_pass(attacks: Sequence[Attack], samples: int) -> None:
+    """Raises ValueError for an attack that cannot average over `samples` passes of a random model."""
+    for attack in attacks if samples > 1 else ():
+        if not attack.averages:
+            raise ValueError(
+                f"attack {attack.name!r} takes one pass for the truth, and samples is {samples}; expected attacks with "
+                "a `samples` parameter, such as those of the suite 'randomised'"
+            )
+
+
 @contextmanager
 def metered(model: nn.Module) -> Iterator[Cost]:
     """Counts what passes through the model within, whoever sends it."""
@@ -98,12 +111,12 @@ def metered(model: nn.Module) -> Iterator[Cost]:
     def back(grad: Tensor) -> None:
         cost.backwards += len(grad)
 
-    def seen(_: nn.Module, args: tuple[Any, ...], answer: Any) -> None:
-        cost.forwards += len(args[0])
+    def seen(_: nn.Module, args: tuple[Any, ...], words: dict[str, Any], answer: Any) -> None:
+        cost.forwards += len(next(iter((*args, *words.values()))))
         if isinstance(answer, Tensor) and answer.requires_grad:
             answer.register_hook(back)
 
-    handle = model.register_forward_hook(seen)
+    handle = model.register_forward_hook(seen, with_kwargs=True)
     try:
         yield cost
     finally:
@@ -123,7 +136,34 @@ def _guarded(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def _written(value: Any) -> str:
-    return digest(value) if isinstance(value, Tensor) else getattr(value, "__qualname__", None) or repr(value)
+    """A value in words that mean the same in another process: no address, and of functions what they do."""
+    match value:
+        case Tensor():
+            said = digest(value)
+        case _ if hasattr(value, "identity"):
+            said = str(value.identity)
+        case functools.partial():
+            given = (*map(_written, value.args), *(f"{k}={_written(v)}" for k, v in value.keywords.items()))
+            said = f"{_written(value.func)}({', '.join(given)})"
+        case types.MethodType():
+            said = f"{_written(value.__self__)}.{_written(value.__func__)}"
+        case types.FunctionType():
+            # lists and the like are where functions keep what changes from call to call
+            held = [c.cell_contents for c in value.__closure__ or () if isinstance(c.cell_contents, FIXED)]
+            does = digest(_code(value.__code__), *map(_written, (*(value.__defaults__ or ()), *held)))
+            said = f"{value.__module__}.{value.__qualname__}:{does}"
+        case tuple() | list():
+            said = f"[{', '.join(map(_written, value))}]"
+        case dict():
+            said = f"[{', '.join(f'{k}={_written(v)}' for k, v in value.items())}]"
+        case _:
+            said = ADDRESS.sub("", repr(value))
+    return said
+
+
+def _code(code: types.CodeType) -> str:
+    inner = [_code(const) if isinstance(const, types.CodeType) else repr(const) for const in code.co_consts]
+    return repr((code.co_code, code.co_names, inner))
 
 
 def _parameters(run: Callable[..., Any]) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ball import Ball
+from ..door import check_choice
 from ..model import logits
 from ..types import Images, Labels
 
@@ -158,5 +159,4 @@ def about_square(clean: float, table: "DataFrame") -> dict[str, str]:
 
 def check_version(version: object) -> None:
     """Raises ValueError for an unknown one."""
-    if version not in get_args(Version):
-        raise ValueError(f"version is {version!r}, expected one of {', '.join(map(repr, get_args(Version)))}")
+    check_choice("version", version, get_args(Version))

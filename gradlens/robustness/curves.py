@@ -13,14 +13,14 @@ from tqdm import tqdm
 from ..attacks import pgd, square
 from ..ball import Ball
 from ..batches import BATCH, gathered
-from ..door import check_ball, check_count, check_generator, is_number
-from ..draws import Draws, keys, seed
+from ..door import check_ball, check_choice, check_count, check_generator, is_number
+from ..draws import Draws, keys, mixed, seed
 from ..intervals import wilson
 from ..losses import margin
 from ..model import frozen
-from ..provenance import Made, made
+from ..provenance import NOTHING_LEFT, Made, made
 from ..types import Axis, ImagesLike, LabelsLike, Loss, PerSample
-from .rounds import Bout, mixed
+from .rounds import Bout
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -46,7 +46,14 @@ class Curve:
     made: Made
 
     def accuracy(self, value: float) -> float:
-        """Share of samples that are right and that no budget up to `value` broke."""
+        """Share of samples that are right and that no budget up to `value` broke.
+
+        Raises ValueError for a value beyond the largest budget: what it would have broken is not known.
+        """
+        if value > float(self.values[-1]) * (1 + 1e-9):
+            raise ValueError(
+                f"value is {value!r}, expected at most {float(self.values[-1]):g}, the largest that was tried"
+            )
         return float((self.broken_at > value).double().mean())
 
     def frame(self) -> DataFrame:
@@ -62,10 +69,11 @@ class Curve:
 
     def __str__(self) -> str:
         ends = [self.accuracy(value) for value in (0.0, float(self.values[0]), float(self.values[-1]))]
-        return (
+        said = (
             f"{len(self.broken_at)} samples, {self.attack}: clean {ends[0]:.1%}, {ends[1]:.1%} at {self.over} "
             f"{float(self.values[0]):.4g}, {ends[2]:.1%} at {float(self.values[-1]):.4g}"
         )
+        return said + NOTHING_LEFT if ends[0] == 0 else said
 
 
 def curve(
@@ -78,6 +86,7 @@ def curve(
     values: Sequence[float] | Sequence[int] | None = None,
     loss: Loss = margin,
     steps: int = 20,
+    samples: int = 1,
     batch: int = BATCH,
     generator: torch.Generator | None = None,
 ) -> Curve:
@@ -88,24 +97,30 @@ def curve(
     value, with the constant step 2.5 eps / `steps`, read off on its way. "restarts": the first starts at the image, the
     others at random points, `steps` each. "queries": Square with the largest value as its budget.
 
-    `x`, `y` as in `pgd`; `loss` is what PGD climbs. A model whose accuracy does not fall to 0 at large eps, goes on
-    falling over hundreds of steps, or falls to queries what withstands gradients, hides its gradient.
+    `x`, `y` as in `pgd`; `loss` is what PGD climbs. `samples` > 1 is for random models: PGD averages over so many
+    passes, whose mean logits give the class. A model whose accuracy does not fall to 0 at large eps, goes on falling
+    over hundreds of steps, or falls to queries what withstands gradients, hides its gradient.
 
-    Raises ValueError as `pgd` does, and for an unknown `over` or values that are not positive.
+    Raises ValueError as `pgd` does, for an unknown `over`, values that are not positive, and samples > 1 with queries.
     """
     check_ball(ball)
     check_generator(generator)
     check_count("batch", batch)
+    batch = int(batch)  # torch splits by none of numpy's numbers
     check_count("steps", steps)
-    if over not in get_args(Budget):
-        raise ValueError(f"over is {over!r}, expected one of {', '.join(map(repr, get_args(Budget)))}")
+    check_count("samples", samples)
+    check_choice("over", over, get_args(Budget))
+    if over == "queries" and samples > 1:
+        raise ValueError(f"samples is {samples}, expected 1 for over='queries': Square takes one pass for the truth")
     budgets = _checked(over, values, ball)
     number = str(seed(generator))
-    options = {"over": over, "values": tuple(budgets), "loss": loss, "steps": steps}
+    options = {"over": over, "values": tuple(budgets), "loss": loss, "steps": steps, "samples": samples}
     run = {"eps": _over_eps, "steps": _over_steps, "restarts": _over_restarts, "queries": _over_queries}[over]
     with frozen(model):
-        images, labels, fingerprint = gathered(model, x, y, ball, batch=batch)
-        bout = Bout(model, images, labels, ball, 1, batch)
+        images, labels, fingerprint = gathered(
+            model, x, y, ball, batch=batch, stochastic=samples > 1, averages="" if over == "queries" else "curve"
+        )
+        bout = Bout(model, images, labels, ball, samples, batch)
         wrong = bout.errs(images, images, labels)
         broken_at = torch.where(wrong, 0.0, torch.inf).to(images.device, torch.float64)
         record = made("curve", model, fingerprint, str(images.device), generator, ball=ball, **options)
@@ -125,7 +140,7 @@ def _over_eps(
     for ball in balls:
         for where in _left(broken_at, bout.batch):
             x, y = bout.images[where], bout.labels[where]
-            found = pgd(bout.model, x, y, ball, steps=steps, loss=loss).best
+            found = pgd(bout.model, x, y, ball, steps=steps, loss=loss, samples=bout.samples).best
             errs = bout.errs(found, x, y)
             for value, smaller in zip(reversed(values), reversed(balls), strict=True):
                 broken_at[where[errs & smaller.contains(found, x)]] = value
@@ -142,7 +157,7 @@ def _over_steps(
             x, y = bout.images[where], bout.labels[where]
             # PGD without momentum remembers nothing: it goes on from where it was
             trace = pgd(bout.model, x, y, bout.ball, steps=int(value) - done, step_size=size, loss=loss,
-                        start=points[where])  # fmt: skip
+                        start=points[where], samples=bout.samples)  # fmt: skip
             points[where] = trace.adversarial
             broken_at[where[bout.errs(trace.best, x, y)]] = value
         done = int(value)
@@ -157,7 +172,7 @@ def _over_restarts(
         for where in _left(broken_at, bout.batch):
             x, y = bout.images[where], bout.labels[where]
             start = x if restart == 0 else bout.ball.sample(x, Draws.of(mixed(number, f"restart {restart}"), keys(x)))
-            trace = pgd(bout.model, x, y, bout.ball, steps=steps, loss=loss, start=start)
+            trace = pgd(bout.model, x, y, bout.ball, steps=steps, loss=loss, start=start, samples=bout.samples)
             broken_at[where[bout.errs(trace.best, x, y)]] = budget
         if restart + 1 == budget:
             bar.update()
@@ -169,7 +184,7 @@ def _over_queries(
     for where in _left(broken_at, bout.batch):
         x, y = bout.images[where], bout.labels[where]
         stream = torch.Generator().manual_seed(mixed(number, "square"))
-        trace = square(bout.model, x, y, bout.ball, queries=int(values[-1]), generator=stream)
+        trace = square(bout.model, x, y, bout.ball, queries=int(values[-1]), reach_edges=True, generator=stream)
         counted = bout.errs(trace.adversarial, x, y) & bout.ball.contains(trace.adversarial, x)
         for value in reversed(values):
             broken_at[where[counted & (trace.found_at <= value)]] = value

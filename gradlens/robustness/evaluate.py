@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -9,13 +10,13 @@ from torch import nn
 
 from ..ball import Ball
 from ..batches import BATCH, gathered
-from ..door import check_ball, check_count, check_generator
+from ..door import PROBE, check_ball, check_count, check_flag, check_generator
 from ..draws import seed
 from ..model import frozen, logits
 from ..provenance import made
-from ..types import Images, ImagesLike, LabelsLike
+from ..types import Images, ImagesLike, LabelsLike, Logits
 from . import autoattack
-from .attack import Attack, named
+from .attack import Attack, named, refuse_single_pass
 from .autoattack import Version
 from .known import known
 from .record import Robustness
@@ -45,7 +46,8 @@ def robustness(
     `x`, `y` as in `pgd`. `attacks`: "quick", "standard" (ends with AutoAttack), "full", or a list of `Attack`s and
     functions (model, x, y, ball) -> points; "standard" if not given, "randomised" where samples > 1. They run in their
     order, each on the samples that are right and that withstood all before it; `exhaustive` shows each attack all that
-    are right. Attacks that are not defined for such images, ball or classes are left out, and a flag names them.
+    are right. Attacks that are not defined for such images, ball or classes are left out, and a flag names them. Those
+    of the reference package ("aa-...") draw a batch at a time: their points depend on `batch` and order.
     `found` are points from elsewhere, by name, such as another model's evaluation: they are tried first.
     `samples` > 1 is for a random model: attacks average the gradient, and its class is that of the mean logits, over
     so many passes (Athalye et al. 2018).
@@ -107,11 +109,13 @@ def _evaluate(
         generator = torch.Generator().manual_seed(0)  # else no later call could be the same
     for name, count in (("batch", batch), ("samples", options["samples"])):
         check_count(name, count)
+    batch = int(batch)  # torch splits by none of numpy's numbers
+    check_flag("exhaustive", options["exhaustive"])
     is_reference = isinstance(chosen, str)
     with frozen(model):
         images, labels, fingerprint = gathered(
             model, x, y, ball, batch=batch, stochastic=is_reference or options["samples"] > 1,
-            probabilities=is_reference,
+            probabilities=is_reference, averages=call,
         )  # fmt: skip
         flags: dict[str, str] = {}
         if isinstance(chosen, str):
@@ -121,33 +125,33 @@ def _evaluate(
         flags |= left_out
         if not chosen:
             raise ValueError(f"attacks are all left out, since none is defined here: {left_out['left out']}")
-        _refuse_single_pass(chosen, options["samples"])
-        attacks = (*known(found, images), *chosen)
+        refuse_single_pass(chosen, options["samples"])
+        attacks = named((*known(found, images), *chosen), SUITES)
         record = made(
             call, model, fingerprint, str(images.device), generator, ball=ball, **options,
             attacks=", ".join(map(str, attacks)),
         )  # fmt: skip
+        if any(attack.name.startswith("aa-") for attack in attacks):
+            record = dataclasses.replace(record, versions={**record.versions, "pyautoattack": version("pyautoattack")})
         key = {
             "attacks": ", ".join(attack.identity for attack in attacks), "call": record.call, "model": record.model,
             "data": record.data, "seed": str(seed(generator)),
+            # two models may differ in what is neither weight nor buffer, such as a temperature
+            "answers": "" if is_reference or options["samples"] > 1 else _spoken(logits(model, images[:PROBE])),
         }  # fmt: skip
         bout = Bout(model, images, labels, ball, options["samples"], batch)
         state = State.start(images, bout.right(), [attack.name for attack in attacks], key, resume)
-        with autoattack.heard() as heard:
+        with state, autoattack.heard() as heard:
             bout.run(attacks, state, key["seed"], exhaustive=options["exhaustive"])
     result = Robustness(
         images=images, labels=labels, clean=state.clean, attacks=state.attacks, distance=bout.distance(state),
-        flags=flags | heard, ball=ball, made=record, **state.results(),
+        flags=flags | heard, ball=ball, made=record, samples=options["samples"], **state.results(),
     )  # fmt: skip
     return dataclasses.replace(
         result, flags=result.flags | autoattack.about_square(result.clean_accuracy, result.table())
     )
 
 
-def _refuse_single_pass(attacks: Sequence[Attack], samples: int) -> None:
-    for attack in attacks if samples > 1 else ():
-        if not attack.averages:
-            raise ValueError(
-                f"attack {attack.name!r} takes one pass for the truth, and samples is {samples}; expected attacks with "
-                "a `samples` parameter, such as those of the suite 'randomised'"
-            )
+def _spoken(answers: Logits) -> str:
+    """The first logits of some samples, to fewer digits than differ from batch to batch."""
+    return " ".join(f"{value:.3g}" for value in answers[:, :4].flatten().tolist())

@@ -18,7 +18,11 @@ class Known:
 
     def __init__(self, images: Images, points: Images) -> None:
         self.identity = digest(points)
-        self.points = {_key(image): point for image, point in zip(images, points, strict=True)}
+        self.points: dict[bytes, Images] = {}
+        for image, point in zip(images, points, strict=True):
+            # of an image that is there twice, the point that was moved: the other one was not broken
+            if _key(image) not in self.points or not torch.equal(point, image):
+                self.points[_key(image)] = point
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, ball: Ball) -> Images:
         return torch.stack([self.points[_key(image)] for image in x])
@@ -32,6 +36,10 @@ def known(found: Mapping[str, Any] | None, images: Images) -> list[Attack]:
         raise ValueError(f"found is a {type(found).__name__}, expected a dict of points by the name of their origin")
     attacks = []
     for name, given in found.items():
+        if isinstance(given, Robustness) and not (
+            given.images.shape == images.shape and torch.equal(given.images.to(images), images)
+        ):
+            raise ValueError(f"found[{name!r}] is of other images than x, expected a record on the same ones")
         points = given.adversarial if isinstance(given, Robustness) else given
         if not isinstance(points, Tensor) or points.shape != images.shape:
             came = f"shape {tuple(points.shape)}" if isinstance(points, Tensor) else f"a {type(points).__name__}"

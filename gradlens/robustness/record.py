@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
 
 from ..ball import Ball
+from ..door import check_choice
 from ..intervals import wilson
-from ..provenance import Made
+from ..provenance import NOTHING_LEFT, Made
 from ..types import AttackMask, Images, Labels, PerAttack, PerSample, SampleMask
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+Cost = Literal["forwards", "backwards", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Robustness:
     flags: dict[str, str]  # what the reference package warns of, by kind: "randomised", "softmax", "zero gradients"...
     ball: Ball
     made: Made
+    samples: int = 1  # passes whose mean logits gave the class, of a random model
 
     @property
     def robust(self) -> SampleMask:
@@ -74,6 +80,23 @@ class Robustness:
             return float("nan")
         return float((self.clean & ~broken).double().mean())
 
+    def spent(self, of: Cost) -> PerSample:
+        """What each sample took until it was broken, of passes forwards or backwards, or of seconds.
+
+        An attack's cost, in whatever batches it ran, is shared equally among the samples that it met. A sample takes
+        its share of each attack it met up to the one that broke it, of all where none did, and nothing where it is
+        wrong as it is. Exact for attacks that treat all samples alike; for those that let some go early, as attacks by
+        queries do, a mean. Unless the evaluation was `exhaustive`, the samples together took what the attacks cost.
+
+        Raises ValueError for another `of`.
+        """
+        check_choice("of", of, get_args(Cost))
+        tried, broken_by = self.tried.cpu(), self.broken_by.cpu()
+        rows = torch.arange(len(tried))[:, None]
+        until = tried & ((broken_by < 0) | (rows <= broken_by))
+        share = getattr(self, of).cpu().double() / tried.sum(1).clamp(min=1)
+        return share @ until.double()
+
     def table(self) -> DataFrame:
         """One row an attack, in their order: samples met, broken, what is left of the accuracy, cost."""
         import pandas as pd
@@ -94,7 +117,7 @@ class Robustness:
         return pd.DataFrame(rows)
 
     def frame(self) -> DataFrame:
-        """Tidy table, one row a sample."""
+        """Tidy table, one row a sample; its costs are those of `spent`."""
         import pandas as pd
 
         names = [self.attacks[i] if i >= 0 else "" for i in self.broken_by.tolist()]
@@ -106,6 +129,7 @@ class Robustness:
                 "robust": self.robust.cpu().numpy(),
                 "broken_by": names,
                 "distance": self.distance.cpu().numpy(),
+                **{of: self.spent(of).numpy() for of in get_args(Cost)},
             }
         )
 
@@ -116,5 +140,5 @@ class Robustness:
             f"robust {self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}] under {', '.join(self.attacks)}"
         )
         if not self.clean.any():
-            text += "; nothing was left to attack, since every sample is misclassified as it is"
+            text += NOTHING_LEFT
         return text + "".join(f"; {kind}: {said}" for kind, said in self.flags.items())

@@ -1,6 +1,5 @@
 """One attack after the other on what is left, batch by batch; what they claim is counted anew."""
 
-import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,9 +11,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..ball import Ball
-from ..batches import smaller
+from ..batches import in_parts, smaller
+from ..draws import mixed
+from ..losses import errs
 from ..model import logits
-from ..types import Images, Labels, SampleMask
+from ..types import Images, Labels, Logits, SampleMask
 from .attack import Attack, metered
 from .state import State
 
@@ -35,14 +36,12 @@ class Bout:
         """Finite points that are given another class than `y`, in a pass that no attack had a hand in."""
         finite = points.isfinite().flatten(1).all(1)
         points = torch.where(finite.view(-1, *[1] * (points.ndim - 1)), points, x)
-        answers = torch.cat(
-            [
-                torch.stack([logits(self.model, part) for _ in range(self.samples)]).mean(0)
-                for part in points.split(self.batch)
-            ]
-        )
-        # an answer that is no number names no class
-        return (answers.argmax(1) != y) & finite & answers.isfinite().all(1)
+
+        def mean(where: slice) -> Logits:
+            return torch.stack([logits(self.model, points[where]) for _ in range(self.samples)]).mean(0)
+
+        answers = torch.cat(in_parts(mean, len(points), self.batch) or [points.new_empty(0, 1)])
+        return errs(answers, y) & finite & answers.isfinite().all(1)
 
     def right(self) -> SampleMask:
         """The samples that the model gets right as they are."""
@@ -82,8 +81,3 @@ class Bout:
     def distance(self, state: State) -> Tensor:
         """Of the points that broke a sample, in the ball's norm; nan where none did."""
         return self.ball.length(state.adversarial - self.images).where(state.broken_by >= 0, torch.nan)
-
-
-def mixed(number: str, name: str) -> int:
-    """A seed for one attack, whatever else runs."""
-    return int.from_bytes(hashlib.blake2b(f"{number} {name}".encode(), digest_size=7).digest(), "little")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sealed import read_sealed, write_sealed
+from ..lock import Lock
+from ..sealed import hold, read_sealed, write_sealed
 from ..types import Images, SampleMask
 from .attack import Cost
 from .record import Robustness
@@ -29,6 +30,7 @@ class State:
         self.adversarial: Images = tensors["adversarial"]
         self.forwards, self.backwards, self.seconds = (tensors[name] for name in FIELDS[4:])
         self._path: Path | None = None
+        self._lock: Lock | None = None
         self._key: dict[str, str] = {}
         self._written, self._pause, self._is_new = time.monotonic(), 0.0, False
 
@@ -41,7 +43,10 @@ class State:
         key: Mapping[str, str],
         path: File | None,
     ) -> "State":
-        """Nothing done yet, or what a file holds of the same call. Raises ValueError, naming the file."""
+        """Nothing done yet, or what a file holds of the same call; others are kept from it until a `with` block ends.
+
+        Raises ValueError, naming the file.
+        """
         if not isinstance(path, str | os.PathLike | None):
             raise ValueError(f"resume is {path!r}, expected the name of a file, or nothing")
         mask = torch.zeros(len(attacks), len(images), dtype=torch.bool, device=images.device)
@@ -49,12 +54,26 @@ class State:
         none = torch.full((len(images),), -1, device=images.device)
         fresh = (mask, mask.clone(), none, images.clone(), cost, cost.clone(), cost.clone())
         tensors = dict(zip(FIELDS, fresh, strict=True))
-        if path is not None and Path(path).exists():
-            kept = read_sealed(Path(path), "evaluation", key)
-            tensors = {name: kept[name].to(t.device) for name, t in tensors.items()}
-        state = cls(attacks, clean, tensors)
-        state._path, state._key = None if path is None else Path(path), dict(key)
+        lock = None if path is None else hold(Path(path))
+        try:
+            if path is not None and Path(path).exists():
+                kept = read_sealed(Path(path), "evaluation", key)
+                tensors = {name: kept[name].to(t.device) for name, t in tensors.items()}
+            state = cls(attacks, clean, tensors)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        state._path, state._key, state._lock = None if path is None else Path(path), dict(key), lock
         return state
+
+    def __enter__(self) -> "State":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let others have the file."""
+        if self._lock is not None:
+            self._lock.release()
 
     @classmethod
     def further(cls, result: Robustness, attacks: Sequence[str]) -> "State":

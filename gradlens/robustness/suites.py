@@ -33,7 +33,7 @@ def defined(
             suits = attack.run is not rays or ball.norm == "linf"
         if suits:
             kept.append(attack)
-    missing = [attack.name.removeprefix("aa-") for attack in attacks if attack not in kept]
+    missing = [attack.name for attack in attacks if attack not in kept]
     return tuple(kept), {"left out": ", ".join(missing)} if missing else {}
 
 
@@ -50,10 +50,10 @@ STANDARD = (
 )
 FULL = (
     *STANDARD,
-    Attack("pgd-1000", pgd, {"steps": 1000, "loss": margin, "restarts": 3}),
+    Attack("pgd-1000", pgd, {"steps": 1000, "loss": margin, "restarts": 5}),
     Attack("square", square, {"queries": 10_000, "reach_edges": True}),
     Attack("nes", nes),
-    Attack("rays", rays, {"until_broken": True}),
+    Attack("rays", rays, {"queries": 40_000, "until_broken": True}),
     Attack("hopskipjump", hopskipjump, {"until_broken": True}),
 )
 RANDOMISED = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,15 +15,15 @@ from tqdm import tqdm
 from ..attacks import pgd
 from ..ball import Ball
 from ..batches import BATCH, gathered
-from ..door import admit, check_ball, check_count, check_generator
-from ..draws import seed
+from ..door import admit, check_ball, check_count, check_flag, check_generator
+from ..draws import mixed, seed
 from ..intervals import wilson
 from ..losses import margin
-from ..model import frozen
-from ..provenance import Made, made
+from ..model import frozen, logits
+from ..provenance import NOTHING_LEFT, Made, made, named
 from ..types import ImagesLike, LabelsLike, Logits, SourceTarget, TargetMask, TransferMask
-from .attack import Attack
-from .rounds import Bout, mixed
+from .attack import Attack, refuse_single_pass
+from .rounds import Bout
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -98,10 +99,11 @@ class Transfer:
 
     def __str__(self) -> str:
         worst = ", ".join(f"{target} {self.worst(target):.1%}" for target in self.targets)
-        return (
+        said = (
             f"{self.attack} in {self.ball.norm} eps {self.ball.eps:.4g} from {len(self.sources)} sources to "
             f"{len(self.targets)} targets, {self.right.shape[1]} samples; under the worst other source: {worst}"
         )
+        return said if self.right.any() else said + NOTHING_LEFT
 
 
 class Ensemble(nn.Module):
@@ -112,7 +114,7 @@ class Ensemble(nn.Module):
         self.models = nn.ModuleList(models)
 
     def forward(self, x: Tensor) -> Logits:
-        answers = torch.stack([model(x).log_softmax(1) for model in self.models])
+        answers = torch.stack([logits(model, x).log_softmax(1) for model in self.models])
         return answers.logsumexp(0) - torch.tensor(float(len(self.models))).log().to(answers)
 
 
@@ -125,6 +127,7 @@ def transfer(
     *,
     attack: Attack = DEFAULT,
     ensemble: bool = False,
+    samples: int = 1,
     batch: int = BATCH,
     generator: torch.Generator | None = None,
 ) -> Transfer:
@@ -133,32 +136,34 @@ def transfer(
     `x`, `y` as in `pgd`, but labels must be given: models may disagree on them. `attack` is a white-box one and works
     at the source; where a model is both source and target, its own row is the white-box result. With `ensemble` there
     is one more source: for each target, the mean probability of all sources but it. White-box accuracy far above that
-    under transfer is a sign of masked gradients.
+    under transfer is a sign of masked gradients. `samples` > 1 is for random models: the attack averages over so many
+    passes, and a class is that of their mean logits.
 
-    Raises ValueError as `pgd` does, for no source or target, and for models with different numbers of classes.
+    Raises ValueError as `pgd` does, for no source or target, for models with different numbers of classes, and for an
+    attack that cannot average where samples > 1.
     """
     check_ball(ball)
     check_generator(generator)
     check_count("batch", batch)
-    for name, models in (("sources", sources), ("targets", targets)):
-        if not isinstance(models, Mapping) or not models:
-            raise ValueError(f"{name} is {models!r:.80}, expected a dict of models by name, at least one")
-    if not isinstance(attack, Attack):
-        raise ValueError(f"attack is {attack!r:.80}, expected a gradlens.Attack")
+    batch = int(batch)  # torch splits by none of numpy's numbers
+    check_count("samples", samples)
+    check_flag("ensemble", ensemble)
+    _check(sources, targets, attack, ensemble=ensemble)
+    refuse_single_pass([attack], samples)
     everyone = {**sources, **targets}
-    for name in sources.keys() & targets.keys():
-        if sources[name] is not targets[name]:
-            raise ValueError(f"{name!r} is one model among the sources and another among the targets, expected one")
-    if ensemble and len(sources) < 2:
-        raise ValueError(f"ensemble is True and sources are {list(sources)}, expected at least two")
-    first = next(iter(everyone.values()))
+    origin, first = next(iter(everyone.items()))
     number = str(seed(generator))
     with ExitStack() as stack:
         for model in {id(model): model for model in everyone.values()}.values():
             stack.enter_context(frozen(model))
-        images, labels, fingerprint = gathered(first, x, y, ball, batch=batch, is_labelled=True)
-        _refuse_other_classes(everyone, images, labels)
-        bouts = {name: Bout(model, images, labels, ball, 1, batch) for name, model in everyone.items()}
+        try:
+            images, labels, fingerprint = gathered(
+                first, x, y, ball, batch=batch, is_labelled=True, stochastic=samples > 1, averages="transfer"
+            )
+        except ValueError as error:
+            raise ValueError(f"model {origin!r}: {error}" if "model" in str(error) else str(error)) from error
+        _refuse_other_classes(everyone, images, labels, stochastic=samples > 1)
+        bouts = {name: Bout(model, images, labels, ball, samples, batch) for name, model in everyone.items()}
         right = {name: bouts[name].right() for name in targets}
         made_on = dict(sources.items())
         if ensemble:
@@ -178,7 +183,9 @@ def transfer(
         record = made(
             "transfer", first, fingerprint, str(images.device), generator, sources=", ".join(sources),
             targets=", ".join(targets), ball=ball, attack=str(attack), ensemble=ensemble,
+            samples=samples,
         )  # fmt: skip
+        record = dataclasses.replace(record, model="; ".join(f"{name} {named(m)}" for name, m in everyone.items()))
     return Transfer(
         sources=tuple(rows), targets=tuple(targets), right=torch.stack(list(right.values())),
         fooled=torch.stack([torch.stack(row) for row in rows.values()]), attack=str(attack), ball=ball, made=record,
@@ -189,17 +196,34 @@ def _points(attack: Attack, model: nn.Module, bout: Bout, number: str, name: str
     parts = []
     for x, y in zip(bout.images.split(bout.batch), bout.labels.split(bout.batch), strict=True):
         stream = torch.Generator().manual_seed(mixed(number, f"{attack.name} {name}"))
-        parts.append(attack(model, x, y, bout.ball, samples=1, generator=stream))
+        parts.append(attack(model, x, y, bout.ball, samples=bout.samples, generator=stream))
     return torch.cat(parts)
 
 
-def _refuse_other_classes(models: Mapping[str, nn.Module], images: Tensor, labels: Tensor) -> None:
+def _refuse_other_classes(models: Mapping[str, nn.Module], images: Tensor, labels: Tensor, *, stochastic: bool) -> None:
     classes = {}
     for name, model in models.items():
         try:
-            _, answer = admit(model, images[:16], labels[:16])
+            _, answer = admit(model, images[:16], labels[:16], stochastic=stochastic, averages="transfer")
         except ValueError as error:
             raise ValueError(f"model {name!r}: {error}") from error
         classes[name] = answer.shape[1]
     if len(set(classes.values())) > 1:
         raise ValueError(f"models have different numbers of classes ({classes}), expected one number")
+
+
+def _check(
+    sources: Mapping[str, nn.Module], targets: Mapping[str, nn.Module], attack: Attack, *, ensemble: bool
+) -> None:
+    for name, models in (("sources", sources), ("targets", targets)):
+        if not isinstance(models, Mapping) or not models:
+            raise ValueError(f"{name} is {models!r:.80}, expected a dict of models by name, at least one")
+    if not isinstance(attack, Attack):
+        raise ValueError(f"attack is {attack!r:.80}, expected a gradlens.Attack")
+    for name in sources.keys() & targets.keys():
+        if sources[name] is not targets[name]:
+            raise ValueError(f"{name!r} is one model among the sources and another among the targets, expected one")
+    if ensemble and len(sources) < 2:
+        raise ValueError(f"ensemble is True and sources are {list(sources)}, expected at least two")
+    if ensemble and ENSEMBLE in {**sources, **targets}:
+        raise ValueError(f"{ENSEMBLE!r} is the name of a model, and with ensemble=True of their mean; expected another")

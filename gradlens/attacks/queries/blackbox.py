@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ...ball import Ball, expand
-from ...losses import margin
-from ...model import logits
+from ...batches import answers
+from ...losses import errs, margin
 from ...types import Images, Labels, PerSample, SampleMask
 
 ROUNDING = 8  # units in the last place of the largest logit by which an error must be clear
@@ -29,13 +29,12 @@ class BlackBox:
         kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
         self._rounding = ROUNDING * max(torch.finfo(kind).eps, torch.finfo(x.dtype).eps)
         self.used = torch.ones_like(y)
-        self.clean_margin = self._answer(x, y)[0]
-        self._is_wrong = self.clean_margin > 0
+        self.clean_margin, _, self._is_wrong = self._answer(x, y)
         nothing = torch.full_like(self.clean_margin, torch.nan)
         self.found_at = torch.where(self._is_wrong, 1.0, nothing)  # number of the first query that broke the sample
         self.best, self.margin = x.clone(), torch.full_like(nothing, -torch.inf)  # of the perturbed, inside the ball
         self.closest = x.clone()
-        self.distance = torch.where(self._is_wrong, 0.0, torch.full_like(nothing, torch.inf))
+        self.distance = torch.where(self._is_wrong, 0.0, x.new_full((), torch.inf))
 
     @property
     def left(self) -> Labels:
@@ -60,7 +59,7 @@ class BlackBox:
         asked = torch.bincount(who, minlength=len(self.y))
         if (self.used + asked > self.queries).any():
             raise RuntimeError(f"a sample was asked beyond its budget of {self.queries} queries")
-        value, errs = self._answer(points, self.y[who])
+        value, errs, _ = self._answer(points, self.y[who])
         # rows of a sample stand together: the place among them says the number of the query
         number = self.used[who] + torch.arange(len(who), device=who.device) - (asked.cumsum(0) - asked)[who] + 1
         self._note_inside(points, who, value, errs, number)
@@ -69,10 +68,14 @@ class BlackBox:
         return value, errs
 
     @torch.no_grad()
-    def _answer(self, points: Images, y: Labels) -> tuple[PerSample, SampleMask]:
-        answer = torch.cat([logits(self._model, part) for part in points.split(self._width)])
-        value = margin(answer, y)
-        return value, value > self._rounding * answer.abs().amax(1)
+    def _answer(self, points: Images, y: Labels) -> tuple[PerSample, SampleMask, SampleMask]:
+        """Margins, whether the model errs by more than rounding, and whether it errs as it stands.
+
+        Logits that tie exactly do so by rounding of the model's own, such as a quantised one's, and do so again.
+        """
+        answer = answers(self._model, points, self._width)
+        value, wrong = margin(answer, y), errs(answer, y)
+        return value, wrong & ((value == 0) | (value > self._rounding * answer.abs().amax(1))), wrong
 
     def _note_inside(self, points: Images, who: Labels, value: PerSample, errs: SampleMask, number: Labels) -> None:
         news = (value > self.margin[who]) | (errs & self.found_at[who].isnan())
@@ -98,20 +101,20 @@ class BlackBox:
         rows = rows[length[rows] < self.distance[who[rows]]]
         self.distance[who[rows]], self.closest[who[rows]] = length[rows], points[rows]
 
-    def recount(self) -> tuple[Images, PerSample, Images, PerSample]:
-        """The best point and its margin, the closest and its distance, after forward passes of their own.
+    def recount(self) -> tuple[Images, PerSample, SampleMask, Images, PerSample]:
+        """The best point, its margin, whether it breaks the sample, the closest and its distance: by passes of its own.
 
         These are the evaluator's passes, not the attacker's queries. A sample for which no perturbed point was asked
         keeps its clean image; distance is nan where no point errs.
         """
         best = torch.where(expand(self._is_wrong, self.x), self.x, self.best)
-        value = self._answer(best, self.y)[0]
-        is_broken = (value > 0) & self.ball.contains(best, self.x)
-        is_closest = self._answer(self.closest, self.y)[0] > 0
+        value, _, is_broken = self._answer(best, self.y)
+        is_broken &= self.ball.contains(best, self.x)
+        is_closest = self._answer(self.closest, self.y)[2]
         inside = self.ball.length(best - self.x).where(is_broken, torch.nan)
         distance = torch.where(is_closest, self.distance, inside)
         closest = torch.where(expand(is_closest, self.x), self.closest, best)
-        return best, value, torch.where(expand(distance.isnan(), self.x), self.x, closest), distance
+        return best, value, is_broken, torch.where(expand(distance.isnan(), self.x), self.x, closest), distance
 
 
 def _winners(rows: Tensor, who: Labels, value: PerSample) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...ball import Ball
 from ...door import check_count
-from ...provenance import Made
+from ...provenance import NOTHING_LEFT, Made
 from ...types import Images, Labels, PerSample, SampleMask
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class QueryTrace:
     adversarial: Images  # of the points asked inside the ball and the box, the one of largest margin
     closest: Images | None  # hard label: the closest point asked that errs, in the box; the clean image if none
     labels: Labels
-    margin: PerSample  # at `adversarial`: best wrong logit minus true logit; > 0 exactly where the model errs
+    margin: PerSample  # at `adversarial`: best wrong logit minus true logit; > 0 where the model errs
     queries: Labels  # that each sample spent, and its forward passes; no more than `budget`
     found_at: PerSample  # number of the first query that broke the sample inside the ball, from 1; nan if none did
     distance: PerSample  # hard label: from clean to `closest`, in the ball's norm, pixels; nan if none errs
@@ -57,6 +57,8 @@ class QueryTrace:
             f" accuracy {self.accuracy(1):.1%} -> {self.accuracy(self.budget):.1%} after {self.budget} queries"
             f"  spent {self.queries.double().mean():.0f} a sample"
         )
+        if bool((self.found_at == 1).all()):
+            return said + NOTHING_LEFT
         if self.closest is None:
             return said
         found = int(self.distance.isfinite().sum())

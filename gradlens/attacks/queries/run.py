@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...ball import Ball
 from ...batches import BATCH, Chunk, measured
-from ...door import check_count
+from ...door import check_count, check_flag
 from ...draws import Draws
 from ...provenance import UNSIGNED
 from ...types import Images, ImagesLike, Labels, LabelsLike
@@ -62,23 +62,19 @@ def queried(
 ) -> QueryTrace:
     """Run an attack on all samples, each within its budget, and record what its questions found."""
     check_count("queries", queries)
-    if not isinstance(until_broken, bool):
-        raise ValueError(f"until_broken is {until_broken!r}, expected True or False")
-    width, begun = batch or BATCH, -1
+    check_flag("until_broken", until_broken)
+    if batch is not None:
+        check_count("batch", batch)
+    width = BATCH if batch is None else int(batch)
 
     def run(chunk: Chunk) -> QueryTrace:
-        nonlocal width, begun
-        if chunk.where.start == begun:  # the same samples again: they did not fit into memory
-            width = max(1, width // 2)
-        begun = chunk.where.start
         with chunk.folded():
             box = BlackBox(model, chunk.x, chunk.y, ball, queries=queries, width=width, until_broken=until_broken)
             attack(box, chunk.draws)
-            best, margin, closest, distance = box.recount()
-        inside = (margin > 0) & ball.contains(best, chunk.x)
+            best, margin, is_broken, closest, distance = box.recount()
         return QueryTrace(
             clean=chunk.x, adversarial=best, closest=closest if is_hard else None, labels=chunk.y, margin=margin,
-            queries=box.used, found_at=box.found_at.where(inside, torch.nan),
+            queries=box.used, found_at=box.found_at.where(is_broken, torch.nan),
             distance=distance if is_hard else torch.full_like(distance, torch.nan),
             budget=queries, ball=ball, made=UNSIGNED,
         )  # fmt: skip

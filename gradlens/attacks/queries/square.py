@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ball import Ball
+from ...door import check_flag
 from ...draws import Draws, uniform
 from ...types import Images, ImagesLike, LabelsLike
 from .blackbox import BlackBox
@@ -46,8 +47,7 @@ def square(
     if not (isinstance(p_init, Real) and 0 < p_init <= 1):
         raise ValueError(f"p_init is {p_init!r}, expected a share of pixels in (0, 1]")
 
-    if not isinstance(reach_edges, bool):
-        raise ValueError(f"reach_edges is {reach_edges!r}, expected True or False")
+    check_flag("reach_edges", reach_edges)
 
     def attack(box: BlackBox, draws: Callable[[], Draws]) -> None:
         search(box, draws(), p_init, is_edged=reach_edges)
