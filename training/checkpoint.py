@@ -3,20 +3,24 @@
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 from pandas import DataFrame
-from torch import Tensor, nn
+from torch import nn
 
-from gradlens.store import write
+from gradlens.disk import seal_weights, write
+from gradlens.sealed import read_record, write_record
 from training import data, models, schedule
 from training.config import Config
+from training.filling import fill
 
 ROOT = Path(__file__).parents[1]
 Which = Literal["last", "best_clean", "best_pgd"]
+EPOCH = re.compile(r"epochs/\d+\.safetensors")
 FILES = {"last": "model.safetensors", "best_clean": "best_clean.safetensors", "best_pgd": "best_pgd.safetensors"}
 
 
@@ -35,13 +39,25 @@ class Run:
 
     @property
     def arm(self) -> str:
-        """SL, RL, SL-adv, RL-adv and so on."""
-        return schedule.label(self.config.schedule)
+        """SL, RL, SL-adv, RL-adv and so on, or what its config or its adoption calls it."""
+        return self.adopted.get("called") or self.config.called or schedule.label(self.config.schedule)
+
+    @property
+    def adopted(self) -> dict[str, Any]:
+        """Where a model that was trained elsewhere came from (`training.adopt`); empty for one trained here."""
+        return self.record.get("adopted", {})
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One record an epoch."""
-        return [json.loads(line) for line in (self.path / "history.jsonl").read_text().splitlines()]
+        """One record an epoch. Raises ValueError where the file is not the one that the run wrote."""
+        path = self.path / "history.jsonl"
+        if not path.is_file():
+            raise ValueError(f"run {self.name!r}: history.jsonl is missing")
+        content = path.read_bytes()
+        expected = self.record.get("history_sha256")  # runs from before there was one have none
+        if expected not in (None, hashlib.sha256(content).hexdigest()):
+            raise ValueError(f"run {self.name!r}: history.jsonl is damaged, its SHA-256 differs from run.json")
+        return [json.loads(line) for line in content.decode().splitlines()]
 
     def model(self, which: Which = "last") -> nn.Module:
         """The classifier after the last epoch, or after that of the best validation accuracy, in evaluation mode.
@@ -49,7 +65,7 @@ class Run:
         Raises ValueError where the weights are not those that the run wrote, or do not fit the architecture.
         """
         known = {"last": {"sha256": self.record["checkpoint_sha256"]}, **self.record.get("best", {})}
-        if which not in known:
+        if which not in known or which not in FILES:
             raise ValueError(f"run {self.name!r} keeps {', '.join(known)}; it has no checkpoint {which!r}")
         return self._read(FILES[which], known[which]["sha256"])
 
@@ -66,10 +82,13 @@ class Run:
         kept = self.record.get("path", {})
         if not kept:
             raise ValueError(f"run {self.name!r} kept no weights on its way; train one with --keep-every 1")
-        return {int(Path(name).stem): self._read(name, digest) for name, digest in kept.items()}
+        models = {name: self._read(name, digest) for name, digest in kept.items()}
+        return {int(Path(name).stem): model for name, model in models.items()}
 
     def _read(self, name: str, digest: str) -> nn.Module:
         path = self.path / name
+        if name not in FILES.values() and not EPOCH.fullmatch(name):
+            raise ValueError(f"run {self.name!r}: run.json names the weights {name!r}, expected a file of the run")
         if not path.is_file():
             raise ValueError(f"run {self.name!r}: {name} is missing")
         content = path.read_bytes()
@@ -87,8 +106,8 @@ class Run:
             "arm": self.arm,
             "dataset": self.config.dataset,
             "model": self.config.model,
-            "schedule": self.config.schedule,
-            "seed": self.config.seed,
+            "schedule": None if self.adopted else self.config.schedule,
+            "seed": None if self.adopted else self.config.seed,
             "checkpoint_sha256": self.record["checkpoint_sha256"],
         }
 
@@ -102,8 +121,7 @@ def save(path: Path, model: nn.Module, config: Config, record: dict[str, Any]) -
     """Write weights, then run.json, which marks the run as finished."""
     digest = save_weights(path / FILES["last"], model)
     record = {"config": dataclasses.asdict(config), "checkpoint_sha256": digest, **record}
-    write(path / "run.json", (json.dumps(record, indent=2) + "\n").encode())
-    return Run(path, config, record)
+    return Run(path, config, write_record(path / "run.json", "run", record))
 
 
 def epoch_file(number: int) -> str:
@@ -113,24 +131,9 @@ def epoch_file(number: int) -> str:
 
 def save_weights(path: Path, model: nn.Module) -> str:
     """Write a model's parameters and buffers, whole or not at all; returns the file's SHA-256."""
-    content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
+    content = seal_weights(model.state_dict())
     write(path, content)
     return hashlib.sha256(content).hexdigest()
-
-
-def fill(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Put weights into a model; raises ValueError saying what differs where they belong to another architecture."""
-    own = model.state_dict()
-    wrong = [f"no {name}" for name in own.keys() - weights.keys()]
-    wrong += [f"an unknown {name}" for name in weights.keys() - own.keys()]
-    wrong += [
-        f"{name} of shape {tuple(weights[name].shape)} instead of {tuple(t.shape)}"
-        for name, t in own.items()
-        if name in weights and weights[name].shape != t.shape
-    ]
-    if wrong:
-        raise ValueError(f"{where} belongs to another architecture: it has {', '.join(sorted(wrong)[:3])}")
-    model.load_state_dict(weights)
 
 
 def load(path: str | Path) -> Run:
@@ -142,14 +145,15 @@ def load(path: str | Path) -> Run:
             f"python -m training fit --out {path}"
         )
     try:
-        record = json.loads((folder / "run.json").read_text())
+        record = read_record(folder / "run.json")
         return Run(folder, Config(**record["config"]), record)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"run {str(path)!r}: run.json is damaged or of another version: {error!r}") from error
 
 
 def load_all(folder: str | Path) -> list[Run]:
-    """The finished runs in a folder, by arm (SL, RL, SL-adv, RL-adv, then the others) and seed.
+    """The finished runs in a folder, by arm (SL, RL, SL-adv, RL-adv, then the others, each kind before what is called
+    otherwise) and seed.
 
     Raises ValueError naming the folder where there is none, and how to make some.
     """
@@ -159,9 +163,14 @@ def load_all(folder: str | Path) -> list[Run]:
             f"runs {str(folder)!r} holds no finished run, expected a folder of runs; make one with: "
             f"python -m training sweep training/sweeps/digits.toml --out {folder}"
         )
-    return sorted(
-        runs, key=lambda run: ([schedule.place(p) for p in schedule.parse(run.config.schedule)], run.config.seed)
-    )
+
+    def order(run: Run) -> tuple[Any, ...]:
+        phases = schedule.parse(run.config.schedule)
+        called = run.arm if run.arm != schedule.label(run.config.schedule) else ""
+        kinds, epochs = [schedule.place(phase) for phase in phases], [phase.epochs for phase in phases]
+        return kinds, called != "", epochs, called, run.config.seed, run.name
+
+    return sorted(runs, key=order)
 
 
 def histories(runs: list[Run]) -> DataFrame:

@@ -16,8 +16,12 @@ Curve = Literal["cosine", "linear", "constant"]
 class Config:
     """What decides a run. Two runs with equal configs on one machine have equal weights."""
 
+    called: str = ""
+    """What tables and legends call the arm; after its schedule (SL, RL-adv) if empty."""
     dataset: str = "digits"
     """Data set, such as digits."""
+    images: int | None = None
+    """Training images, the same first ones of a fixed shuffle for every run; all of the training part if not given."""
     model: str = "cnn_small"
     """cnn_small, cnn6 (the paper's) or any torchvision classifier by name, such as resnet18."""
     schedule: str = "sl:15"
@@ -90,6 +94,8 @@ class Config:
     """The same where the attacked loss is TRADES' divergence."""
     adversarial_from: int = 0
     """Epochs of the run before its -adv phases really attack."""
+    watch_every: int = 1
+    """Epochs between attacks on validation images, and after the last; clean accuracy is measured after each."""
     keep_every: int = 0
     """Epochs between weights that are kept on the way, for the path through weight space, beside the untrained and the
     last ones; 0: none."""
@@ -98,6 +104,8 @@ class Config:
         for name, kind in typing.get_type_hints(type(self)).items():
             _check(name, getattr(self, name), kind)
         for name, is_right, expected in (
+            ("called", self.called == self.called.strip() and self.called.isprintable(), "a printable name"),
+            ("images", self.images is None or self.images >= 2, "at least 2, or nothing"),
             ("seed", self.seed >= 0, "0 or more"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("eps", self.eps is None or self.eps > 0, "a positive number of pixels, or nothing"),
@@ -106,6 +114,7 @@ class Config:
             ("beta", self.beta >= 0, "0 or more"),
             ("adversarial_from", self.adversarial_from >= 0, "a number of epochs, or 0"),
             ("keep_every", self.keep_every >= 0, "a number of epochs, or 0"),
+            ("watch_every", self.watch_every >= 1, "at least 1"),
             ("batch", self.batch >= 2, "at least 2"),
             ("lr", self.lr > 0, "a positive number"),
             ("lr_end", 0 <= self.lr_end <= 1, "a share of the peak in [0, 1]"),

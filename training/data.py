@@ -4,11 +4,11 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from gradlens import Ball
@@ -93,6 +93,8 @@ def load(name: str) -> Data:
     Raises ValueError for an unknown one, with the nearest, and for missing or damaged files, with the command that
     brings them.
     """
+    if name not in DATASETS and (found := adopted_file(name)).is_file():
+        return _adopted(name, found)
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -106,6 +108,9 @@ def digits() -> Data:
     The split is fixed and stratified, so that all runs share their test images. Linf 0.1, as is usual for MNIST-like
     images at this size.
     """
+    from sklearn.datasets import load_digits  # a second, which other sets need not wait
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.uint8)[:, None]
     y = torch.tensor(bunch.target, dtype=torch.long)
@@ -143,6 +148,21 @@ def imagenet100(size: int = 64) -> Data:
     )
 
 
+def adopted_file(name: str) -> Path:
+    """Where `training.adopt` keeps the images of somebody's own under this name."""
+    return readers.folder() / "own" / f"{name}.npz"
+
+
+def _adopted(name: str, path: Path) -> Data:
+    """Images that came with a model: nothing was trained on them, so that all three parts are the same."""
+    with np.load(path, allow_pickle=False) as found:
+        norm: Any = str(found["norm"])
+        split = Split(torch.from_numpy(found["x"]), torch.from_numpy(found["y"]))
+        ball = Ball(float(found["eps"]), norm)
+        known = tuple(found["mean"].tolist()), tuple(found["std"].tolist())
+        return Data(name, split, split, split, int(found["classes"]), ball, known=known)
+
+
 def _torchvision(name: str, classes: int, ball: Ball, augmentation: Augmentation) -> Data:
     """A tenth of each class of the training images validates: always the same images, whatever the seed of a run."""
     (images, y), test = readers.read(name, classes)
@@ -162,6 +182,18 @@ def subset(split: Split, samples: int, seed: int) -> tuple[Images, Labels]:
     """`samples` images drawn without replacement, the same for every model; all of them where there are no more."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:samples]
     return split.at(order)
+
+
+def part(split: Split, images: int) -> Split:
+    """The first `images` of a fixed shuffle, the same for every run, in their old order.
+
+    Raises ValueError where there are not as many.
+    """
+    if images > len(split):
+        raise ValueError(f"images is {images}, expected at most the {len(split)} of the training part")
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:images].sort().values
+    kept = order.numpy() if isinstance(split.images, np.ndarray) else order
+    return Split(split.images[kept], split.y[order], split.scale)
 
 
 def batches(split: Split, size: int, generator: torch.Generator) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 
 import gradlens
 from gradlens import Ball, Robustness, Transfer, losses, pgd, predict
+from gradlens.disk import write
 from gradlens.intervals import wilson
+from gradlens.provenance import digest, named, versions
+from gradlens.robustness.suites import SUITES
 from training import data
 from training.checkpoint import Run, Which
 
@@ -63,31 +67,40 @@ def robust(
 ) -> tuple[Robustness, Path]:
     """Robust accuracy under a suite of attacks, and the file in the run's folder that holds the result.
 
-    A call that was stopped goes on; the result of an earlier one with the same weights, images and suite is read.
+    A call that was stopped goes on; the result of an earlier one with the same weights, images and suite is read. Its
+    name tells calls apart, so that none overwrites the result of another. Raises ValueError for a damaged one.
     """
     (model,), x, y, ball = _measured([run], samples, seed, which)
-    folder = run.path / "measure"
-    name = f"robustness-{attacks}-{which}-{len(y)}-s{seed}"
-    partial = folder / f"{name}-{run.record['checkpoint_sha256'][:12]}.partial"  # of these weights, not of older ones
+    weights = run.record["checkpoint_sha256"][:8]  # a run that was trained again in its folder is another one
+    path = run.path / "measure" / f"robustness-{attacks}-{which}-{len(y)}-s{seed}-{weights}.safetensors"
+    if path.exists():
+        kept = gradlens.load(path)
+        if isinstance(kept, Robustness) and _is_of(kept, model, x, y, ball, attacks):
+            return kept, path
+    partial = path.with_suffix(".partial")
     result = gradlens.robustness(
         model, x, y, ball, attacks=attacks, resume=partial,
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
-    path = gradlens.save(result, folder / f"{name}.safetensors")
+    write(path.with_suffix(".csv"), result.table().to_csv(index=False).encode())
+    gradlens.save(result, path)
     partial.unlink(missing_ok=True)
-    result.table().to_csv(folder / f"{name}.csv", index=False)
     return result, path
 
 
 def transferred(
     runs: Sequence[Run], *, samples: int | None = None, seed: int = 0, steps: int = 20, which: Which = "last"
 ) -> tuple[Transfer, Path]:
-    """Points from each run, and from the others together, shown to each; and the file beside the runs that holds it.
+    """Points from each run, and from the others together, shown to each; and the file beside the first that holds it.
 
-    Raises ValueError for a single run and for runs on different data sets.
+    Its name ends in a hash of the runs' names and weights and of `steps`: a call overwrites only what the same call
+    wrote. Runs of one name are told apart by the folder they lie in; architectures may differ. Raises ValueError for
+    fewer than two runs, for one that is given twice and for runs on different data sets.
     """
     names = [run.name for run in runs]
-    if len(set(names)) < 2:
+    if len(set(names)) < len(names):
+        names = [f"{run.path.resolve().parent.name}/{run.name}" for run in runs]
+    if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"runs are {', '.join(names)}, expected at least two with different names for --transfer")
     sets = sorted({run.config.dataset for run in runs})
     if len(sets) > 1:
@@ -98,14 +111,26 @@ def transferred(
     result = gradlens.transfer(
         everyone, everyone, x, y, ball, attack=attack, ensemble=True, generator=torch.Generator().manual_seed(seed)
     )
-    folder = runs[0].path.parent
-    result.frame().to_csv(folder / "transfer.csv", index=False)
-    return result, gradlens.save(result, folder / "transfer.safetensors")
+    of = digest(steps, *names, *(run.record["checkpoint_sha256"] for run in runs))[:8]
+    path = runs[0].path.parent / f"transfer-{which}-{len(y)}-s{seed}-{of}.safetensors"
+    write(path.with_suffix(".csv"), result.frame().to_csv(index=False).encode())
+    return result, gradlens.save(result, path)
 
 
 def matrix(result: Transfer) -> DataFrame:
     """Accuracy in percent: rows are where points were made, columns whom they were shown."""
     return DataFrame(100 * result.accuracy.numpy(), index=list(result.sources), columns=list(result.targets)).round(1)
+
+
+def _is_of(kept: Robustness, model: nn.Module, x: Tensor, y: Tensor, ball: Ball, attacks: str) -> bool:
+    """Was it measured on these weights and images, by these versions and attacks?"""
+    if not set(kept.attacks) <= {attack.name for attack in SUITES[attacks]}:
+        return False
+    if repr(", ".join(str(attack) for attack in SUITES[attacks] if attack.name in kept.attacks)) not in kept.made.call:
+        return False
+    now = versions() | {package: version(package) for package in kept.made.versions.keys() - versions().keys()}
+    made_alike = kept.made.model == named(model) and kept.made.versions == now
+    return made_alike and kept.ball == ball and torch.equal(kept.images, x) and torch.equal(kept.labels, y)
 
 
 def _measured(

@@ -7,11 +7,11 @@
 - Grey images enter through a first convolution of one channel.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import DenseNet, ResNet, VisionTransformer
 
 SMALL = 64  # pixels a side, below which the stem changes
 SMALLEST = {"inception_v3": 96, "maxvit_t": 224}  # what a model needs, where it is more than SMALL
@@ -21,17 +21,29 @@ WITHOUT = {
 TASKS = ("segmentation", "detection", "video", "optical_flow", "quantization")
 
 
+def _zoo() -> Any:
+    """torchvision.models, which takes two seconds to load: only where it is needed."""
+    import torchvision.models
+
+    return torchvision.models
+
+
 def classifiers() -> list[str]:
     """Names of torchvision's image classifiers."""
-    return torchvision.models.list_models(module=torchvision.models)
+    return _zoo().list_models(module=_zoo())
 
 
 def task(name: str) -> str | None:
     """What a torchvision model is for that is no plain image classifier; None for all other names."""
     for one in TASKS:
-        if name in torchvision.models.list_models(module=getattr(torchvision.models, one)):
+        if name in _zoo().list_models(module=getattr(_zoo(), one)):
             return one.replace("_", " ")
     return None
+
+
+def plain(name: str, classes: int) -> nn.Module:
+    """A torchvision classifier as torchvision makes it, without weights."""
+    return _zoo().get_model(name, weights=None, num_classes=classes, **WITHOUT.get(name, {}))
 
 
 def classifier(name: str, classes: int, shape: tuple[int, ...]) -> nn.Module:
@@ -40,11 +52,11 @@ def classifier(name: str, classes: int, shape: tuple[int, ...]) -> nn.Module:
     side = min(height, width)
     if name.startswith("vit_"):
         return _take(channels, _vision_transformer(name, classes, shape))
-    model = torchvision.models.get_model(name, weights=None, num_classes=classes, **WITHOUT.get(name, {}))
-    if side < SMALL and isinstance(model, ResNet):
+    model = plain(name, classes)
+    if side < SMALL and isinstance(model, _zoo().ResNet):
         model.conv1, model.maxpool = _stem(channels), nn.Identity()
         return model
-    if side < SMALL and isinstance(model, DenseNet):
+    if side < SMALL and isinstance(model, _zoo().DenseNet):
         model.features.conv0 = _stem(channels, model.features.conv0.out_channels)
         model.features.pool0 = nn.Identity()
         return model
@@ -69,12 +81,12 @@ class Enlarge(nn.Module):
 
 def _vision_transformer(name: str, classes: int, shape: tuple[int, ...]) -> nn.Module:
     with torch.device("meta"):
-        named = torchvision.models.get_model(name, weights=None)
+        named = _zoo().get_model(name, weights=None)
     side = shape[1]
     if shape[1] != shape[2]:
         raise ValueError(f"model {name} takes square images, got {shape[1]} x {shape[2]}")
     largest = min(named.patch_size, max(1, side // 7))
-    return VisionTransformer(
+    return _zoo().VisionTransformer(
         image_size=side,
         patch_size=max(patch for patch in range(1, largest + 1) if side % patch == 0),
         num_layers=len(named.encoder.layers),

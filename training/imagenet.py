@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from gradlens.sealed import write_record
 from training import moments, readers
 from training.staging import staged
 
@@ -49,7 +49,7 @@ def prepare(source: Path, classes: Path, size: int, val_labels: Path | None = No
     home = readers.folder() / f"imagenet100-{size}"
     verdict = "is CMC's imagenet100.txt" if digest == CMC else "is not CMC's imagenet100.txt, the most used"
     if (home / "meta.json").is_file():
-        if json.loads((home / "meta.json").read_text())["list_sha256"] != digest:
+        if readers.meta(home)["list_sha256"] != digest:
             raise ValueError(f"imagenet100: {home} was made from another class list; move it away first")
         return f"imagenet100: already in {home}; the list (SHA-256 {digest}) {verdict}"
     training, test = training_files(source, ids), validation_files(source, ids, val_labels)
@@ -68,8 +68,9 @@ def prepare(source: Path, classes: Path, size: int, val_labels: Path | None = No
             "mean": mean,
             "std": std,
             "pillow": PIL.__version__,
+            "files": {path.name: readers.checksum(path) for path in sorted(stage.glob("*.npy"))},
         }
-        (stage / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+        write_record(stage / "meta.json", "images", meta)
     numbers = ", ".join(f"{len(files.paths)} {name}" for name, files in parts.items())
     return f"imagenet100: {len(ids)} classes, {numbers} in {home}\nthe class list (SHA-256 {digest}) {verdict}"
 

@@ -188,8 +188,9 @@ def _refuse_nonfinite(training: Training, losses: Tensor, number: int) -> None:
 
 
 def _at_home(config: Config, dataset: data.Data, device: torch.device) -> data.Data:
-    """The data set on the device, augmented as the config has it."""
-    parts = {name: getattr(dataset, name).to(device) for name in ("train", "validation")}
+    """The data set on the device, with as many training images and augmented as the config has it."""
+    train = dataset.train if config.images is None else data.part(dataset.train, config.images)
+    parts: dict[str, Any] = {"train": train.to(device), "validation": dataset.validation.to(device)}
     if config.augment is not None:
         parts["augment"] = AUGMENTATIONS[config.augment]
     return dataclasses.replace(dataset, **parts)

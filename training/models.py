@@ -1,13 +1,14 @@
 """Classifiers of pixels in [0, 1]: normalisation is the first layer, logits come out."""
 
 import difflib
+import math
 import re
 from collections.abc import Callable
 
 from torch import nn
 
 from gradlens import Normalized
-from training import foreign
+from training import foreign, outside
 from training.wide_resnet import wide_resnet
 
 
@@ -16,8 +17,11 @@ def build(
 ) -> nn.Module:
     """A fresh classifier for images of `shape` (channels, height, width), drawing its weights from torch's global seed.
 
+    A factory package.module:function, torchvision/NAME and timm/NAME are models from outside, see `training.adopt`.
     Raises ValueError for an unknown name, with the nearest known one, and for a model that does not classify images.
     """
+    if outside.is_outside(name):
+        return Normalized(outside.build(name, classes), mean, std)
     check(name)
     if name in MODELS:
         body = MODELS[name](classes, shape)
@@ -32,7 +36,7 @@ def check(name: str) -> None:
     """Raises ValueError for an unknown name, with the nearest known one, and for one of another task."""
     if name in MODELS or re.fullmatch(r"wrn_(\d+)_(\d+)", name) or name in foreign.classifiers():
         return
-    expected = "expected cnn_small, cnn6 or wrn_DEPTH_WIDTH, or a torchvision classifier"
+    expected = "expected cnn_small, cnn6, mlp or wrn_DEPTH_WIDTH, or a torchvision classifier"
     if task := foreign.task(name):
         raise ValueError(f"model is {name!r}, which torchvision has for {task}, {expected}")
     near = difflib.get_close_matches(name, [*MODELS, "wrn_28_10", *foreign.classifiers()], n=1)
@@ -53,6 +57,14 @@ def cnn_small(classes: int, shape: tuple[int, ...]) -> nn.Module:
         nn.ReLU(),
         nn.Linear(128, classes),
     )
+
+
+def mlp(classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """Two hidden layers of 256 units, without convolutions: what points made on the others meet as a stranger."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(math.prod(shape), 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
+        nn.Linear(256, classes),
+    )  # fmt: skip
 
 
 def cnn6(classes: int, shape: tuple[int, ...]) -> nn.Module:
@@ -96,4 +108,4 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-MODELS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {"cnn_small": cnn_small, "cnn6": cnn6}
+MODELS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {"cnn_small": cnn_small, "cnn6": cnn6, "mlp": mlp}

@@ -3,8 +3,8 @@
 The folder is $GRADLENS_DATA, or data/ in the project; inside it, each set lies as torchvision lays it.
 """
 
+import functools
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradlens.sealed import read_record
 from gradlens.types import Labels
 from training.moments import Moments
 
@@ -76,8 +77,7 @@ def verify(name: str, root: Path) -> None:
         file = root / path
         if not file.is_file():
             raise ValueError(f"{name}: {file} is missing; bring it with: python -m training prepare {name}")
-        with file.open("rb") as opened:
-            found = hashlib.file_digest(opened, algorithm).hexdigest()
+        found = checksum(file, algorithm)
         if found != expected:
             raise ValueError(
                 f"{name}: {file} is damaged or another file: its {algorithm} is {found}, expected {expected}; "
@@ -101,9 +101,11 @@ def imagenet100(size: int) -> Mapped:
             f"imagenet100: {home / 'meta.json'} is missing; make it with: python -m training prepare imagenet100 "
             f"--size {size} --source ILSVRC --classes LIST"
         )
-    meta = json.loads((home / "meta.json").read_text())
+    said = meta(home)
+    for file, expected in said.get("files", {}).items():  # folders from before there were hashes name none
+        _unchanged(home / file, expected)
     parts = {}
-    for name, count in meta["counts"].items():
+    for name, count in said["counts"].items():
         images, labels = _array(home / f"{name}.npy", "r"), torch.from_numpy(_array(home / f"{name}_labels.npy", None))
         shape = (count, 3, size, size)
         if images.shape != shape or images.dtype != np.uint8 or labels.shape != (count,):
@@ -111,8 +113,22 @@ def imagenet100(size: int) -> Mapped:
                 f"imagenet100: {home / name}.npy holds {images.dtype} {images.shape} and {len(labels)} labels, "
                 f"meta.json says uint8 {shape}; delete the folder and prepare it again"
             )
-        parts[name] = images, admit(labels, len(meta["classes"]), f"imagenet100: {home / name}_labels.npy")
-    return Mapped(parts, meta)
+        parts[name] = images, admit(labels, len(said["classes"]), f"imagenet100: {home / name}_labels.npy")
+    return Mapped(parts, said)
+
+
+def meta(home: Path) -> dict[str, Any]:
+    """What `prepare imagenet100` says of its arrays. Raises ValueError, naming the file, where it is damaged."""
+    try:
+        return read_record(home / "meta.json")
+    except ValueError as error:
+        raise ValueError(f"imagenet100: {home / 'meta.json'} is damaged ({error}); prepare it again") from error
+
+
+def checksum(path: Path, algorithm: str = "sha256") -> str:
+    """The hash of a file's bytes."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, algorithm).hexdigest()
 
 
 def hold_out(y: Labels, share: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -142,6 +158,20 @@ def _part(name: str, root: Path, is_train: bool, classes: int) -> Part:
     if len(images) != len(y):
         raise ValueError(f"{name}: {len(images)} images and {len(y)} labels in {root}, expected as many of each")
     return images, admit(y.long(), classes, f"{name}: {root}")
+
+
+def _unchanged(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"imagenet100: {path} is missing; prepare it again")
+    state = path.stat()
+    if _hashed(path, state.st_size, state.st_mtime_ns) != expected:
+        raise ValueError(f"imagenet100: {path} is damaged, its SHA-256 differs from meta.json; prepare it again")
+
+
+@functools.cache
+def _hashed(path: Path, size: int, changed: int) -> str:
+    """Once in a process for each state of a file: a large set takes seconds."""
+    return checksum(path)
 
 
 def _array(path: Path, mode: Any) -> np.ndarray:

@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from gradlens.store import write
+from gradlens.disk import packed, write
+from gradlens.provenance import digest_named
 from training.config import Config
 from training.policy import Agent
 
@@ -25,6 +25,7 @@ class Progress(NamedTuple):
     seconds: float = 0.0  # spent on them, watching included
     best: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - never written to; by checkpoint: value, epoch, sha256
     path: dict[str, str] = {}  # noqa: RUF012 - never written to; SHA-256 of the weights kept on the way, by file
+    history: str | None = None  # SHA-256 of history.jsonl after them
 
 
 class Trainee(NamedTuple):
@@ -49,7 +50,7 @@ def save(folder: Path, trainee: Trainee, config: Config, progress: Progress) -> 
     tensors = {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in _tensors(trainee).items()
     }
-    write(folder / NAME, safetensors.torch.save(tensors, metadata))
+    write(folder / NAME, packed(tensors, {**metadata, "sha256": _seal(metadata, tensors)}))
 
 
 def restore(folder: Path, trainee: Trainee, config: Config) -> Progress:
@@ -62,9 +63,11 @@ def restore(folder: Path, trainee: Trainee, config: Config) -> Progress:
         return Progress()
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
-    except (SafetensorError, OSError) as error:
+        if metadata.pop("sha256", None) != _seal(metadata, tensors):
+            raise ValueError("its content does not match the hash written with it")
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove the folder to start again") from error
     if (written := Config(**json.loads(metadata["config"]))) != config:
         raise ValueError(f"out {str(folder)!r} holds an unfinished run of another config ({written}), remove it first")
@@ -73,6 +76,10 @@ def restore(folder: Path, trainee: Trainee, config: Config) -> Progress:
         for name, t in _tensors(trainee).items():
             t.copy_(tensors[name])
     return Progress(**json.loads(metadata["progress"]))
+
+
+def _seal(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    return digest_named(tensors, json.dumps(metadata, sort_keys=True))
 
 
 def _tensors(trainee: Trainee) -> dict[str, Tensor]:

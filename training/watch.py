@@ -13,13 +13,22 @@ from gradlens.types import Images, Labels, SampleMask
 from training import data
 from training.adversarial import gradalign
 
-WATCHED = 128  # validation images that are attacked after each epoch
+WATCHED = 128  # validation images that are attacked after each epoch, at most
+PART = 0.05  # of the training images, at most: ten steps on more would take as long as an epoch of a small set
 CHUNK = 1000  # validation images that go through the model at a time
 NOTABLE = 0.2  # PGD accuracy below which nothing can be said to collapse
 
 
 class CatastrophicOverfitting(UserWarning):
     """Accuracy under many steps fell while accuracy under one stayed: the model learned to mislead a single step."""
+
+
+ATTACKED = ("pgd", "margin", "margin_pgd", "fgsm_inner", "pgd_inner", "gradalign")
+
+
+def glance(model: nn.Module, dataset: data.Data) -> dict[str, float | None]:
+    """Clean accuracy alone: what `watch` measures, None where it would have to attack."""
+    return {"clean": _accuracy(model, dataset.validation), **dict.fromkeys(ATTACKED)}
 
 
 def watch(model: nn.Module, dataset: data.Data, *, ball: Ball | None = None, seed: int = 0) -> dict[str, float | None]:
@@ -29,7 +38,8 @@ def watch(model: nn.Module, dataset: data.Data, *, ball: Ball | None = None, see
     """
     part = dataset.validation
     device = next(model.parameters()).device
-    x, y = (t.to(device) for t in part.at(torch.arange(min(WATCHED, len(part)))))
+    few = max(1, min(WATCHED, round(PART * len(dataset.train)), len(part)))
+    x, y = (t.to(device) for t in part.at(torch.arange(few)))
     trace = pgd(model, x, y, dataset.ball, steps=10)
     inner = dataset.ball if ball is None else ball
     step = pgd(model, x, y, inner, steps=1, step_size=inner.eps)
@@ -52,7 +62,9 @@ def collapsed(history: list[dict[str, Any]]) -> bool:
     True where, within the ball that is trained in, PGD accuracy fell under half of its best so far, while FGSM
     accuracy is as good as in that best epoch, or 90% of it.
     """
-    now = history[-1]
+    now, history = history[-1], [record for record in history if record["pgd_inner"] is not None]
+    if now["pgd_inner"] is None:  # nobody looked
+        return False
     best = max(history, key=lambda record: record["pgd_inner"])
     fell = best["pgd_inner"] >= NOTABLE and now["pgd_inner"] < 0.5 * best["pgd_inner"]
     return bool(fell and now["fgsm_inner"] >= 0.9 * best["fgsm_inner"])
