@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,18 +18,28 @@ from pathlib import Path
 from tqdm import tqdm
 
 from figures import gallery, manifest, stamp
-from figures.execute import Job, Outcome, execute, prepare
+from figures.cluster import Cluster
+from figures.execute import Job, Outcome, execute_there, prepare
+from figures.lock import Lock
+from figures.own import environment
 from figures.plan import Plan, cores
 
 
 def build(asked: Plan) -> int:
-    """Do what is planned and print each stage's time; 1 if a notebook failed, else 0."""
+    """Do what is planned and print each stage's time; 1 if a notebook failed, else 0.
+
+    ValueError, naming the process, where another one builds into the same folder.
+    """
+    with Lock(asked.out / ".lock", f"out {str(asked.out)!r}"):
+        return _build(asked)
+
+
+def _build(asked: Plan) -> int:
     start = time.perf_counter()
-    asked.out.mkdir(parents=True, exist_ok=True)
     _recover(asked)
     waiting = _stale(asked)
     stages: dict[str, float] = {}
-    if asked.chosen.sweep is not None and (waiting or _swept(asked) != _read(asked.out / "set.json")):
+    if asked.sweeps and (waiting or _swept(asked) != _read(asked.out / "set.json")):
         sweep(asked)
         stages["sweep"] = time.perf_counter() - start
         print(f"{'sweep':<20} {stages['sweep']:7.1f} s")
@@ -48,7 +60,10 @@ def build(asked: Plan) -> int:
     gallery.write(asked.out)
     stages["gallery"] = time.perf_counter() - before
     for failed in (outcome for outcome in outcomes if outcome.error):
-        print(f"\nnotebooks/{failed.name}.ipynb failed: {failed.error}\n{failed.traceback}", file=sys.stderr)
+        print(
+            f"\nnotebooks/{asked.notebook(failed.name).name} failed: {failed.error}\n{failed.traceback}",
+            file=sys.stderr,
+        )
     stages["total"] = time.perf_counter() - start
     print("\n" + "\n".join(f"{stage:<20} {seconds:7.1f} s" for stage, seconds in stages.items()))
     print(asked.out / "index.html")
@@ -58,9 +73,12 @@ def build(asked: Plan) -> int:
 def sweep(asked: Plan) -> None:
     """Train what the set reads. The sweep shows its own progress and skips runs that are finished; CalledProcessError
     if it fails."""
-    command = [sys.executable, "-m", "training", "sweep", str(asked.chosen.sweep), "--out", asked.trained]
-    sys.stdout.flush()
-    subprocess.run(command, cwd=asked.root, check=True)
+    for folder, path in asked.sweeps.items():
+        command = [sys.executable, "-m", "training", "sweep", path, "--out", folder]
+        command += ["--engine", asked.engine] if asked.engine != "local" else []
+        command += ["--address", asked.address] if asked.address else []
+        sys.stdout.flush()
+        subprocess.run(command, cwd=asked.root, check=True)
     stamp.replace(asked.out / "set.json", json.dumps(_swept(asked)))
 
 
@@ -68,17 +86,14 @@ def _execute(asked: Plan, waiting: Mapping[str, stamp.Inputs]) -> list[Outcome]:
     """Execute notebooks side by side; each is sealed and moved into place as it ends."""
     if not waiting:
         return []
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    context.set_forkserver_preload(["papermill"])  # seconds of import, once and not for each worker
-    jobs = min(asked.jobs, len(waiting))
     outcomes = []
     # disable=None: no bar where nobody watches, such as a log file
     with (
-        ProcessPoolExecutor(jobs, context, prepare, (max(1, cores() // jobs),)) as pool,
+        _pool(asked, min(asked.jobs, len(waiting))) as pool,
+        _marked(asked.out) as mark,
         tqdm(total=len(waiting), unit="notebook", leave=False, disable=None) as bar,
     ):
-        running = {pool.submit(execute, job): job for job in (_job(asked, name) for name in waiting)}
+        running = {pool.submit(execute_there, job, mark): job for job in (_job(asked, name) for name in waiting)}
         try:
             while running:
                 bar.set_postfix_str(", ".join(job.name for job in running.values()))
@@ -92,6 +107,31 @@ def _execute(asked: Plan, waiting: Mapping[str, stamp.Inputs]) -> list[Outcome]:
                 worker.terminate()
             raise
     return outcomes
+
+
+def _pool(asked: Plan, jobs: int) -> Executor:
+    """Worker processes, or a cluster, where each notebook reserves a core and has a thread."""
+    importable = asked.own.importable if asked.own else None
+    if asked.engine == "ray":
+        known = {key: os.environ[key] for key in ("GRADLENS_DATA",) if key in os.environ}
+        path = {"PYTHONPATH": environment(importable)["PYTHONPATH"]} if importable else {}
+        return Cluster(asked.address, environment={**known, **path, "OMP_NUM_THREADS": "1"})
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload(["papermill"])  # seconds of import, once and not for each worker
+    return ProcessPoolExecutor(jobs, context, prepare, (max(1, cores() // jobs), importable))
+
+
+@contextmanager
+def _marked(out: Path) -> Iterator[Path]:
+    """A file of a name that nobody else has: whoever sees it sees this folder, and not its like on another disk."""
+    out.mkdir(parents=True, exist_ok=True)
+    mark = out / f".seen-{uuid.uuid4().hex}{stamp.UNFINISHED}"
+    mark.touch()
+    try:
+        yield mark
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 def _job(asked: Plan, name: str) -> Job:
@@ -132,6 +172,8 @@ def _swap(new: Path, place: Path) -> None:
 
 def _recover(asked: Plan) -> None:
     """Finish or undo what a killed build left half done."""
+    for left in asked.out.glob(f".*{stamp.UNFINISHED}"):
+        left.unlink()
     for book in asked.chosen.notebooks:
         place = asked.out / book.name
         old = place.with_name(f"{place.name}.old")
@@ -153,9 +195,11 @@ def _stale(asked: Plan) -> dict[str, stamp.Inputs]:
 
 
 def _swept(asked: Plan) -> dict[str, object]:
-    """The sweep and the runs it left: while both stand and every notebook is current, no sweep is needed."""
-    left = sorted(stamp.runs(asked.root / asked.trained))
-    return {"sweep": stamp.sha256(asked.root / str(asked.chosen.sweep)), "folder": asked.trained, "runs": left}
+    """The sweeps and the runs they left: while both stand and every notebook is current, no sweep is needed."""
+    return {
+        folder: {"sweep": stamp.sha256(asked.root / path), "runs": sorted(stamp.runs(asked.root / folder))}
+        for folder, path in asked.sweeps.items()
+    }
 
 
 def _read(path: Path) -> object:

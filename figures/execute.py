@@ -3,17 +3,25 @@
 import logging
 import multiprocessing
 import os
+import platform
 import re
 import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from traitlets.config import Config
+
+from figures.own import environment
+from figures.pictures import shrink
 from figures.published import published
 
+_sockets_of: set[str] = set()  # folders of the kernels that this worker runs
 ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
@@ -43,13 +51,27 @@ class Outcome:
     traceback: str = ""  # without terminal colours
 
 
-def prepare(threads: int) -> None:
-    """Make this worker's kernels use so many threads, and the worker end with the build, which may be killed.
+def prepare(threads: int, importable: str | None = None) -> None:
+    """Make this worker's kernels use so many threads and import what lies in a folder, and the worker end with the
+    build, which may be killed.
 
     Kernels side by side would else fight for the cores; a kernel ends by itself when its worker is gone.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.pop("MPLBACKEND", None)  # where a batch job sets Agg, cells would show no figure
+    if importable is not None:
+        os.environ |= environment(importable)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def execute_there(job: Job, mark: Path) -> Outcome:
+    """`execute` on a node of a cluster, which has to see the set's folder, where the file `mark` lies: a notebook reads
+    the checkout, runs and data sets from that disk, and leaves measurements beside the runs."""
+    if mark.is_file():
+        return execute(job)
+    return Outcome(
+        job.name, 0.0, f"node {platform.node()} does not see {job.out}, expected a disk that all nodes share"
+    )
 
 
 def execute(job: Job) -> Outcome:
@@ -71,19 +93,22 @@ def execute(job: Job) -> Outcome:
         return Outcome(job.name, time.perf_counter() - start, error, ANSI.sub("", traceback))
 
     try:
-        papermill.execute_notebook(
-            _verbatim(job.notebook),
-            _verbatim(executed),
-            {**job.parameters, "out": str(job.partial)},
-            kernel_name="python3",  # of this environment, whatever name an editor wrote into the notebook
-            language="python",
-            progress_bar=False,
-            resources={"metadata": {"path": str(job.root)}},  # papermill's own cwd= changes that of the whole process
-            timeout_func=left,
-            shutdown_kernel="immediate",
-            extra_arguments=["--log-level=ERROR"],  # a kernel warns, at each start, that TCP is not encrypted
-        )
-        published(job.partial)
+        with _sockets() as transport:
+            papermill.execute_notebook(
+                _verbatim(job.notebook),
+                _verbatim(executed),
+                {**job.parameters, "out": str(job.partial)},
+                kernel_name="python3",  # of this environment, whatever name an editor wrote into the notebook
+                language="python",
+                progress_bar=False,
+                resources={"metadata": {"path": str(job.root)}},  # papermill's own cwd= changes the whole process's
+                timeout_func=left,
+                shutdown_kernel="immediate",
+                extra_arguments=["--log-level=ERROR"],  # a kernel warns, at each start, that TCP is not encrypted
+                config=transport,
+            )
+        for figure in published(job.partial):
+            shrink(job.partial / figure.files[0])
     except papermill.PapermillExecutionError as error:
         return ended(f"{error.ename}: {error.evalue}".split("\n")[0], "\n".join(error.traceback))
     except CellTimeoutError as error:
@@ -93,10 +118,25 @@ def execute(job: Job) -> Outcome:
     return Outcome(job.name, time.perf_counter() - start)
 
 
+@contextmanager
+def _sockets() -> Iterator[Config]:
+    """Speak with the kernel through files in a folder of its own: ports, which two kernels that start at once may both
+    find free, are opened only where there are no such sockets."""
+    if os.name != "posix":
+        yield Config()
+        return
+    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:  # short: names of sockets end at 107 characters
+        _sockets_of.add(folder)
+        yield Config({"ConnectionFileMixin": {"transport": "ipc", "ip": f"{folder}/socket"}})
+    _sockets_of.discard(folder)
+
+
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        for folder in _sockets_of:
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
 

@@ -1,6 +1,7 @@
 """The gallery of a set: one page that holds its pictures and needs no network. Only reliefs that turn need a script."""
 
 import base64
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -59,16 +60,19 @@ def _section(book: Mapping[str, Any], found: Mapping[str, Any], out: Path) -> di
 
 
 def _picture(figure: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """The figure's PNG as a data address, its size in pixels, and its other files by ending."""
+    """The figure's picture as a data address, its size in pixels, and its other files by ending."""
     png = next(iter(figure["files"]))
     path = out / png
     if not path.exists():
         raise ValueError(f"{png} is in the manifest and not in {out}; build the set again")
     content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != figure["files"][png]:
+        raise ValueError(f"{png} in {out} is not the one that was built; build the set again")
     # the size is at a fixed place in every PNG; given to the browser, the page does not jump while it loads
     width, height = struct.unpack(">II", content[16:24])
     kinds = {Path(file).suffix.lstrip("."): file for file in figure["files"]}
-    source = Markup("data:image/png;base64,") + base64.b64encode(content).decode()
+    shown, kind = (out / kinds["webp"], "webp") if "webp" in kinds else (path, "png")
+    source = Markup(f"data:image/{kind};base64,") + base64.b64encode(shown.read_bytes()).decode()
     relief = _json(out / kinds["plotly"]) if "plotly" in kinds else None
     return {"png": png, "source": source, "width": width, "height": height, "kinds": kinds, "relief": relief}
 

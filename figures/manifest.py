@@ -28,12 +28,13 @@ def write(asked: Plan, stages: Mapping[str, float]) -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": stamp.versions(),
-        "sweep": _sweep(asked),
+        "sweeps": [{"folder": f, "path": p, "sha256": stamp.sha256(asked.root / p)} for f, p in asked.sweeps.items()],
         "stages": {stage: round(seconds, 2) for stage, seconds in stages.items()},
-        "notebooks": [_notebook(book.name, asked) for book in asked.chosen.notebooks],
+        "notebooks": [_notebook(book, asked) for book in asked.chosen.notebooks],
         "figures": [row for book in asked.chosen.notebooks for row in _figures(book.name, asked)],
     }
-    stamp.replace(asked.out / "manifest.json", json.dumps(scrub(found, asked), indent=1))
+    found = scrub(found, asked)
+    stamp.replace(asked.out / "manifest.json", json.dumps({**found, "sha256": stamp.seal(found)}, indent=1))
 
 
 def read(out: Path) -> dict[str, Any]:
@@ -41,7 +42,16 @@ def read(out: Path) -> dict[str, Any]:
     path = out / "manifest.json"
     if not path.exists():
         raise ValueError(f"out is {out}, and there is no manifest.json in it; expected a folder that a build has made")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for file in (file for figure in found["figures"] for file in figure["files"]):
+            if not (out / file).resolve().is_relative_to(out.resolve()):
+                raise ValueError(f"it names {file!r}, expected files of this folder")
+        if found.pop("sha256", None) != stamp.seal(found):
+            raise ValueError("its content does not match the hash written with it")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged, build the set again: {error!r}") from error
+    return found
 
 
 def failure(out: Path, notebook: str) -> dict[str, Any] | None:
@@ -52,9 +62,9 @@ def failure(out: Path, notebook: str) -> dict[str, Any] | None:
 
 def reproduce(asked: Plan) -> str:
     """The command line that makes the set again."""
-    words = ["python", "-m", "figures", "build", asked.chosen.name]
+    words = ["python", "-m", "figures", "build", asked.chosen.name, *(asked.own.words if asked.own else ())]
     words += ["--profile", asked.profile] if asked.profile != sets.FULL else []
-    words += ["--runs", asked.runs] if asked.runs else []
+    words += ["--runs", asked.runs] if asked.runs and not asked.own else []
     return shlex.join(words)
 
 
@@ -80,11 +90,12 @@ def scrub(value: Any, asked: Plan) -> Any:
     return value
 
 
-def _notebook(name: str, asked: Plan) -> dict[str, Any]:
+def _notebook(book: sets.Notebook, asked: Plan) -> dict[str, Any]:
+    name = book.name
     sealed, failed = stamp.read(asked.out / name), failure(asked.out, name)
-    row: dict[str, Any] = {"name": name, "path": f"notebooks/{name}.ipynb"}
+    row: dict[str, Any] = {"name": name, "path": asked.notebook(name).relative_to(asked.root).as_posix()}
     row |= {"status": "failed" if failed else "built" if sealed else "missing", "error": failed and failed["error"]}
-    row["title"] = (sealed or failed or {}).get("title", name.replace("_", " "))
+    row["title"] = book.title or (sealed or failed or {}).get("title", name.replace("_", " "))
     if sealed:
         kept = ("seconds", "made_at", "commit", "dirty", "key")
         row |= {"sha256": sealed["notebook_sha256"], "parameters": sealed["inputs"]["parameters"]}
@@ -105,24 +116,30 @@ def _figure(figure: Figure, notebook: str, sealed: Mapping[str, Any], asked: Pla
         "title": figure.title,
         "caption": figure.caption,
         "alt": figure.alt,
-        "notebook": {"name": notebook, "path": f"notebooks/{notebook}.ipynb", "sha256": sealed["notebook_sha256"]},
+        "notebook": {
+            "name": notebook,
+            "path": asked.notebook(notebook).relative_to(asked.root).as_posix(),
+            "sha256": sealed["notebook_sha256"],
+        },
         "executed": f"{notebook}/{notebook}.ipynb",
         "files": {f"{notebook}/{file}": sealed["files"].get(file) for file in figure.files},
         "data": figure.data and f"{notebook}/{figure.data}",
-        "runs": [_run(run, str(sealed["inputs"]["parameters"].get("runs", "")), asked) for run in figure.runs],
+        "runs": [_run(run, sealed["inputs"]["parameters"], asked) for run in figure.runs],
         "parameters": sealed["inputs"]["parameters"],
         "seconds": sealed["seconds"],
         "made_at": sealed["made_at"],
         "made": figure.made,
+        "table": figure.table,
     }
 
 
-def _run(said: Mapping[str, Any], folder: str, asked: Plan) -> dict[str, Any]:
+def _run(said: Mapping[str, Any], parameters: Mapping[str, Any], asked: Plan) -> dict[str, Any]:
     """A run as the figure names it. Its checkpoint is hashed again: `unchanged` says whether the file on disk is still
     the one the figure was made from, null where one of the two is not known."""
     path = said.get("path")
     # a run outside the repository may name itself as seen from the folder of runs
-    places = [asked.root / str(path), asked.root / folder / str(path)] if path else []
+    folders = ["", *(str(parameters.get(name, "")) for name in ("runs", "others"))]
+    places = [asked.root / folder / str(path) for folder in folders] if path else []
     now = next(filter(None, (stamp.sha256(place / "model.safetensors") for place in places)), None)
     then = said.get("checkpoint_sha256")
     row = {key: said.get(key) for key in ("name", "seed", "schedule", "dataset", "model")}
@@ -135,11 +152,6 @@ def _reachable(path: Path, asked: Plan) -> str:
         return path.as_posix()
     seen = portable(path, asked.root)
     return portable(path, asked.out) if Path(seen).is_absolute() else seen
-
-
-def _sweep(asked: Plan) -> dict[str, Any] | None:
-    path = asked.chosen.sweep
-    return {"path": path, "sha256": stamp.sha256(asked.root / path)} if path else None
 
 
 def _seed(chosen: sets.FigureSet) -> Any:

@@ -1,11 +1,15 @@
 """What a build is asked to do, checked before any work begins."""
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from figures import parameters, sets
+from figures import parameters, sets, stamp
+from figures.own import Adopted
+
+TIMEOUT = 600.0  # seconds a notebook may take if neither its set nor anybody else says
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,23 @@ class Plan:
     jobs: int
     profile: str = sets.FULL
     runs: str | None = None  # the folder of runs, if it is not the set's own
-    timeout: float = 600  # seconds a notebook
+    timeout: float = TIMEOUT  # seconds a notebook
     force: bool = False
+    own: Adopted | None = None  # somebody's own model, which the notebooks read in place of trained runs
+    engine: str = "local"  # or "ray"
+    address: str | None = None  # HOST:PORT of a Ray cluster's head
+
+    @property
+    def sweeps(self) -> dict[str, str]:
+        """The sweeps by the folder of runs that they train, of the set's those that its notebooks read."""
+        first = {} if self.chosen.sweep is None else {self.trained: self.chosen.sweep}
+        read = {value for book in self.notebooks for value in book.parameters.values() if isinstance(value, str)}
+        return first | {folder: path for folder, path in self.chosen.sweeps.items() if folder in read}
 
     def notebook(self, name: str) -> Path:
-        return self.root / "notebooks" / f"{name}.ipynb"
+        """The file of one of the set's notebooks."""
+        files = {book.name: book.file for book in self.chosen.notebooks}
+        return self.root / "notebooks" / f"{files.get(name) or name}.ipynb"
 
     @property
     def trained(self) -> str:
@@ -43,28 +59,48 @@ def plan(
     out: Path | None = None,
     runs: Path | None = None,
     jobs: int | None = None,
-    timeout: float = 600,
+    timeout: float | None = None,
     force: bool = False,
+    own: Adopted | None = None,
+    given: Mapping[str, Any] | None = None,
+    engine: str = "local",
+    address: str | None = None,
 ) -> Plan:
-    """Check everything that can be checked before work begins. ValueError says what is wrong."""
+    """Check everything that can be checked before work begins; `given` parameters win over the set's.
+
+    ValueError says what is wrong.
+    """
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
+    if engine != "ray" and address is not None:
+        raise ValueError(f"address is {address!r}, expected it beside --engine ray alone")
+    if engine == "ray" and jobs is not None:
+        raise ValueError(f"jobs is {jobs}, expected it without --engine ray, which gives each notebook a core")
+    given_runs = None if runs is None else portable(runs.resolve(), root)
+    said = {"runs": given_runs, "dataset": own and own.dataset, **(given or {})}
+    chosen = sets.load(name, root).under(profile, {key: value for key, value in said.items() if value is not None})
+    timeout = next(limit for limit in (timeout, chosen.timeout, TIMEOUT) if limit is not None)
     if not timeout > 0:
         raise ValueError(f"timeout is {timeout}, expected seconds above 0")
-    given_runs = None if runs is None else portable(runs.resolve(), root)
-    chosen = sets.load(name, root).under(profile, given_runs)
-    notebooks = chosen.only(only)
+    notebooks = tuple(_with_folders(book, root) for book in chosen.only(only))
     place = (out or folder(name, root, profile)).resolve()
     jobs = min(jobs or cores(), len(notebooks))
-    asked = Plan(chosen, notebooks, place, root, jobs, profile, given_runs, timeout, force)
+    asked = Plan(chosen, notebooks, place, root, jobs, profile, given_runs, timeout, force, own, engine, address)
     for book in notebooks:
-        given = {**book.parameters, "out": ""}
-        parameters.check(asked.notebook(book.name), given, f"notebooks/{book.name}.ipynb")
-    if chosen.sweep is not None:
-        if not (root / chosen.sweep).is_file():
-            raise ValueError(f"set {name!r} names the sweep {chosen.sweep!r}, and there is no such file")
-        _ = asked.trained  # refuses where there is no such folder to train into
+        parameters.check(asked.notebook(book.name), {**book.parameters, "out": ""}, f"notebooks/{book.file}.ipynb")
+    for path in asked.sweeps.values():  # which refuses where there is no folder to train into
+        if not (root / path).is_file():
+            raise ValueError(f"set {name!r} names the sweep {path!r}, and there is no such file")
     return asked
+
+
+def _with_folders(book: sets.Notebook, root: Path) -> sets.Notebook:
+    """A notebook with the folders of runs that it reads where nobody says, so that they are trained and watched."""
+    known = parameters.read(root / "notebooks" / f"{book.file}.ipynb", f"notebooks/{book.file}.ipynb")
+    folders = {name: known[name].default for name in stamp.FOLDERS if name in known}
+    return replace(
+        book, parameters={**{n: f for n, f in folders.items() if f and isinstance(f, str)}, **book.parameters}
+    )
 
 
 def folder(name: str, root: Path, profile: str = sets.FULL) -> Path:

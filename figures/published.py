@@ -8,7 +8,7 @@ from typing import Any
 
 FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "name": str, "title": str, "caption": str, "alt": str, "runs": list, "made": dict, "order": (int, float),
-    "data": (str, type(None)),
+    "data": (str, type(None)), "table": (dict, type(None)),
 }  # fmt: skip
 
 
@@ -25,6 +25,7 @@ class Figure:
     runs: tuple[Mapping[str, Any], ...] = ()
     made: Mapping[str, Any] = field(default_factory=dict)
     order: float = 0
+    table: Mapping[str, Any] | None = None  # columns: names; rows: a text a column; shown under the picture
 
 
 def published(folder: Path) -> list[Figure]:
@@ -41,7 +42,7 @@ def _figure(png: Path) -> Figure:
         raise ValueError(f"figure {png.stem}: {record.name} is not JSON: {error}") from None
     if not isinstance(said, dict):
         raise ValueError(f"figure {png.stem}: {record.name} is a {type(said).__name__}, expected an object")
-    said = {"data": None, "runs": [], "made": {}, "order": 0, **said}
+    said = {"data": None, "table": None, "runs": [], "made": {}, "order": 0, **said}
     for key, kind in FIELDS.items():
         if not isinstance(said.get(key), kind):
             raise ValueError(f"figure {png.stem}: {key} is {said.get(key)!r}, expected {kind}")
@@ -49,6 +50,8 @@ def _figure(png: Path) -> Figure:
         raise ValueError(f"figure {png.stem}: {record.name} names it {said['name']!r}")
     if not all(isinstance(run, dict) and isinstance(run.get("name"), str) for run in said["runs"]):
         raise ValueError(f"figure {png.stem}: runs is {said['runs']!r}, expected objects with a name")
+    if said["table"] is not None and not _is_table(said["table"]):
+        raise ValueError(f"figure {png.stem}: table is {said['table']!r}, expected columns and rows of as many texts")
     if png.stem == "stamp":
         raise ValueError("a figure is named 'stamp', and stamp.json is the build's own file; give it another name")
     beside = sorted(p.name for p in png.parent.glob("*") if p.stem == png.stem and p != png and p.suffix != ".ipynb")
@@ -56,3 +59,13 @@ def _figure(png: Path) -> Figure:
     if said["data"] is not None and said["data"] not in files:
         raise ValueError(f"figure {png.stem}: data is {said['data']!r}, expected one of the figure's files or null")
     return Figure(files=tuple(files), runs=tuple(said["runs"]), **{k: said[k] for k in FIELDS if k != "runs"})
+
+
+def _is_table(said: Mapping[str, Any]) -> bool:
+    columns, rows = said.get("columns"), said.get("rows")
+    if not (isinstance(columns, list) and isinstance(rows, list)):
+        return False
+    lists = [columns, *rows]
+    return all(isinstance(row, list) and len(row) == len(columns) for row in lists) and all(
+        isinstance(cell, str) for row in lists for cell in row
+    )

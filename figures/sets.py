@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from figures import own
+
 FOLDER = Path("figures/sets")
 FULL = "full"  # the profile that changes nothing
 
@@ -15,8 +17,10 @@ FULL = "full"  # the profile that changes nothing
 class Notebook:
     """One notebook of a set, with the parameters it alone is given."""
 
-    name: str
+    name: str  # of its figures' folder
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    file: str = ""  # in notebooks/, without .ipynb
+    title: str = ""  # on the page; the notebook's own heading if empty
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,18 @@ class FigureSet:
     notebooks: tuple[Notebook, ...]
     about: str = ""
     sweep: str | None = None
+    sweeps: Mapping[str, str] = field(default_factory=dict)  # folder of more runs -> the sweep that trains them
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)  # somebody's own, with its images: options of `adopt`
+    timeout: float | None = None  # seconds a notebook may take, where the builder does not say
 
-    def under(self, profile: str, runs: str | None = None) -> "FigureSet":
-        """The set as a profile has it, and with other runs if given. A profile wins over a notebook's own parameters,
-        so that one line makes every notebook of a set small."""
+    def under(self, profile: str, given: Mapping[str, Any] | None = None) -> "FigureSet":
+        """The set as a profile has it, and with what is `given` for all notebooks. A profile wins over a notebook's own
+        parameters, so that one line makes every notebook of a set small."""
         if profile not in {FULL, *self.profiles}:
             raise ValueError(f"set {self.name!r} has no profile {profile!r}{nearest(profile, [FULL, *self.profiles])}")
         chosen = self.profiles.get(profile, Profile())
-        extra = {**chosen.parameters, **({} if runs is None else {"runs": runs})}
+        extra = {**chosen.parameters, **(given or {})}
         notebooks = tuple(
             replace(book, parameters={**book.parameters, **extra, **chosen.notebook.get(book.name, {})})
             for book in self.notebooks
@@ -77,20 +84,39 @@ def load(name: str, root: Path) -> FigureSet:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{where} is not TOML: {error}") from None
-    shape = {"title": str, "about": str, "sweep": str, "parameters": dict, "notebook": list, "profiles": dict}
+    shape = {
+        "title": str,
+        "about": str,
+        "sweep": str,
+        "sweeps": dict,
+        "parameters": dict,
+        "notebook": list,
+        "profiles": dict,
+        "model": dict,
+        "timeout": int | float,
+    }
     _check(table, shape, where, required=("title", "notebook"))
     shared = table.get("parameters", {})
     books = tuple(_notebook(row, shared, f"{where}, [[notebook]] {i}") for i, row in enumerate(table["notebook"], 1))
     profiles = {key: _profile(key, row, f"{where}, [profiles.{key}]") for key, row in table.get("profiles", {}).items()}
     for book in books:
         if [other.name for other in books].count(book.name) > 1:
-            raise ValueError(f"{where} names the notebook {book.name!r} twice; its second figures would hide the first")
+            raise ValueError(
+                f"{where} names the notebook {book.name!r} twice; its second figures would hide the first, unless one "
+                "is called otherwise: called = ..."
+            )
     known = [book.name for book in books]
     for key, profile in profiles.items():
         for one in profile.notebook:
             if one not in known:
                 raise ValueError(f"{where}, [profiles.{key}]: there is no notebook {one!r}{nearest(one, known)}")
-    return FigureSet(name, table["title"], books, table.get("about", ""), table.get("sweep"), profiles)
+    _check(table.get("model", {}), own.OPTIONS, f"{where}, [model]")
+    sweeps = table.get("sweeps", {})
+    _check(sweeps, dict.fromkeys(sweeps, str), f"{where}, [sweeps]")
+    return FigureSet(
+        name, table["title"], books, table.get("about", ""), table.get("sweep"), sweeps, profiles,
+        table.get("model", {}), table.get("timeout"),
+    )  # fmt: skip
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -101,12 +127,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _notebook(row: Any, shared: Mapping[str, Any], where: str) -> Notebook:
-    _check(row, {"name": str, "parameters": dict}, where, required=("name",))
-    if not row["name"] or Path(row["name"]).name != row["name"] or row["name"].startswith("."):
-        raise ValueError(f"{where}: name is {row['name']!r}, expected a file of notebooks/ without its .ipynb")
+    _check(row, {"name": str, "called": str, "title": str, "parameters": dict}, where, required=("name",))
+    row = {"called": row["name"], **row}
+    for key, expected in (("name", "a file of notebooks/ without its .ipynb"), ("called", "a name for a folder")):
+        if not row[key] or Path(row[key]).name != row[key] or row[key].startswith("."):
+            raise ValueError(f"{where}: {key} is {row[key]!r}, expected {expected}")
     parameters = {**shared, **row.get("parameters", {})}
     _no_out(parameters, where)
-    return Notebook(row["name"], parameters)
+    return Notebook(row["called"], parameters, row["name"], row.get("title", ""))
 
 
 def _profile(name: str, row: Any, where: str) -> Profile:
@@ -124,14 +152,14 @@ def _no_out(parameters: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"{where}: the parameter out is chosen by the build; leave it away and use --out")
 
 
-def _check(row: Any, shape: Mapping[str, type], where: str, required: tuple[str, ...] = ()) -> None:
+def _check(row: Any, shape: Mapping[str, Any], where: str, required: tuple[str, ...] = ()) -> None:
     if not isinstance(row, dict):
         raise ValueError(f"{where} is {row!r}, expected a table")
     for key, value in row.items():
         if key not in shape:
             raise ValueError(f"{where}: unknown key {key!r}{nearest(key, shape)}")
         if not isinstance(value, shape[key]):
-            raise ValueError(f"{where}: {key} is {value!r}, expected a {shape[key].__name__}")
+            raise ValueError(f"{where}: {key} is {value!r}, expected a {getattr(shape[key], '__name__', shape[key])}")
     for key in required:
         if not row.get(key):
             raise ValueError(f"{where}: {key} is missing")

@@ -11,7 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-CODE = ("gradlens/**/*.py", "training/**/*.py", "figures/build.py", "figures/execute.py")
+CODE = ("gradlens/**/*.py", "training/**/*.py", "figures/build.py", "figures/execute.py", "figures/pictures.py")
+UNFINISHED = ".unfinished"  # the end of the name of a file that is being written
+FOLDERS = ("runs", "others")  # parameters that name folders of runs
 RUN = ("model.safetensors", "run.json", "history.jsonl")
 PACKAGES = (
     "torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "papermill", "loss-landscapes",
@@ -36,14 +38,21 @@ class Inputs:
 
 def inputs(notebook: Path, parameters: Mapping[str, Any], root: Path) -> Inputs:
     """Read what the output of a notebook would depend on, were it made now."""
-    folder = parameters.get("runs")
     return Inputs(
         notebook=_source(notebook),
         parameters=dict(parameters),
         code=_code(root),
-        runs=runs(root / folder) if isinstance(folder, str) else {},
+        runs={
+            **_read(parameters, "runs", root),
+            **{f"others/{k}": v for k, v in _read(parameters, "others", root).items()},
+        },
         versions=versions(),
     )
+
+
+def _read(parameters: Mapping[str, Any], name: str, root: Path) -> dict[str, dict[str, str | None]]:
+    folder = parameters.get(name)
+    return runs(root / folder) if isinstance(folder, str) and folder else {}
 
 
 def runs(folder: Path) -> dict[str, dict[str, str | None]]:
@@ -66,8 +75,10 @@ def versions() -> dict[str, str | None]:
 def write(folder: Path, made_from: Inputs, record: Mapping[str, Any]) -> None:
     """Seal an output folder: its files as they are now, what they were made from, and whatever else is to be kept."""
     files = {path.name: sha256(path) for path in _files(folder)}
-    stamp = {"key": made_from.key, **record, "files": files, "inputs": vars(made_from)}
-    replace(folder / "stamp.json", json.dumps(stamp, indent=1, default=str))
+    stamp = json.loads(
+        json.dumps({"key": made_from.key, **record, "files": files, "inputs": vars(made_from)}, default=str)
+    )
+    replace(folder / "stamp.json", json.dumps({**stamp, "sha256": seal(stamp)}, indent=1))
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -76,7 +87,14 @@ def read(folder: Path) -> dict[str, Any] | None:
         stamp = json.loads((folder / "stamp.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return stamp if isinstance(stamp, dict) and {"key", "files", "inputs"} <= stamp.keys() else None
+    if not isinstance(stamp, dict) or not {"key", "files", "inputs"} <= stamp.keys():
+        return None
+    return stamp if stamp.pop("sha256", None) == seal(stamp) else None
+
+
+def seal(record: Mapping[str, Any]) -> str:
+    """The hash of a record of plain JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def stale(folder: Path, wanted: Inputs) -> str | None:
@@ -111,18 +129,27 @@ def sha256(path: Path) -> str | None:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a power cut, sees the old text or the new one and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file so that a reader, or a power cut, sees the old text or the new one and nothing between.
+
+    OSError, naming the file, where it cannot be written, as on a full disk; the old text stays.
+    """
+    temporary = ""
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            left = memoryview(text.encode())
+            while left:
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes it private, and a gallery is there to be shown
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        if temporary:
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            reason = f"{error.strerror}; not written, and what stood there before stays"
+            raise OSError(error.errno, reason, str(path)) from error
         raise
 
 

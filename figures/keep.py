@@ -1,0 +1,115 @@
+"""What is kept of a built set in the repository: its manifest, tables as CSV, pictures, and findings for a README."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from figures import manifest, stamp
+
+LARGEST = 300_000  # bytes of a table; what is larger holds single samples, and comes back by building the set
+TAKEN = ("out", "readme", "sets")  # folders of figures/ with another use
+PICTURES = (".webp", ".png")  # the smaller first
+BEGIN, END = "<!-- figures.{} -->", "<!-- /figures.{} -->"
+
+
+def keep(out: Path, place: Path, readme: Path | None = None) -> Path:
+    """Copy what is worth keeping of the set that was built in `out` to `place`, which it replaces as a whole.
+
+    In the README, if given, what stands between the set's marks becomes its findings. Raises ValueError for a set that
+    was not built, or not with all of its notebooks, for a place with another use, and for a README without the marks.
+    """
+    made = manifest.read(out)
+    if unbuilt := [book["name"] for book in made["notebooks"] if book["status"] != "built"]:
+        raise ValueError(f"out is {out}, where {', '.join(unbuilt)} are not built; build the whole set first")
+    if place.name in TAKEN or (place.exists() and not (place / "manifest.json").is_file()):
+        raise ValueError(f"to is {place}, which holds something else, expected a folder of kept figures, or none")
+    unfinished = place.with_name(f".{place.name}{stamp.UNFINISHED}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for figure in made["figures"]:
+        _keep(figure, out, unfinished)
+    shutil.copyfile(out / "manifest.json", unfinished / "manifest.json")
+    if readme is not None:
+        rewrite(readme, made["set"], findings(unfinished))
+    shutil.rmtree(place, ignore_errors=True)
+    unfinished.rename(place)
+    return place
+
+
+def findings(place: Path) -> str:
+    """A table of all claims, a row each, a column for each notebook of claims that was kept in `place`.
+
+    A cell says the verdict, then what the study itself looks at (the claim's first line) with its interval, and where
+    something else contradicts the claim, that line.
+    """
+    import pandas as pd
+
+    made = manifest.read(place)
+    books = [book for book in made["notebooks"] if (place / book["name"] / "claims.csv").is_file()]
+    if not books:
+        return ""
+    tables = {}
+    for book in books:  # "" stays "": a line without an arm has no interval
+        table = pd.read_csv(place / book["name"] / "claims.csv", na_filter=False)
+        tables[f"{book['title']} ({table['seeds'].max()} seeds, {table['samples'].max()} images)"] = table
+    rows = [["claim", "what the study looks at", *tables]]
+    for claim, said in next(iter(tables.values())).groupby("claim", sort=False):
+        first = said.iloc[0]
+        head = [f"{claim}: {first['says']}", f"{first['measured']}, {first['difference of']}"]
+        rows.append(head + [_cell(table[table["claim"] == claim]) for table in tables.values()])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+
+
+def rewrite(readme: Path, name: str, content: str) -> None:
+    """Replace what stands between a set's marks. Raises ValueError where they are missing."""
+    begin, end = BEGIN.format(name), END.format(name)
+    text = readme.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"{readme} has no {begin} ... {end} to write between")
+    stamp.replace(readme, pattern.sub(lambda _: f"{begin}\n{content}{end}", text))
+
+
+def _keep(figure: Mapping[str, Any], out: Path, place: Path) -> None:
+    """A figure's smallest picture, and its table if that is a small one."""
+    import pandas as pd
+
+    files = [Path(file) for file in figure["files"]]
+    picture = min((file for file in files if file.suffix in PICTURES), key=lambda file: PICTURES.index(file.suffix))
+    kept = place / picture
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(out / picture, kept)
+    for file in files:
+        if file.suffix == ".parquet":
+            table = pd.read_parquet(out / file).to_csv(index=False, float_format="%.6g")
+            if len(table.encode()) <= LARGEST:
+                (place / file.with_suffix(".csv")).write_text(table, encoding="utf-8")
+
+
+def _cell(lines: Any) -> str:
+    """A claim in one group of models."""
+    first, verdict = lines.iloc[0], lines.iloc[0]["verdict"]
+    text = f"**{verdict}** {_interval(first)}"
+    absent = lines[lines["reading"] == "not there"]
+    if verdict == "contradicted" and first["reading"] != "not there" and len(absent):
+        against = absent.iloc[0]
+        text += f"; {against['measured']}, {against['difference of']}: {_interval(against)}"
+    return text
+
+
+def _interval(line: Any) -> str:
+    try:
+        return f"{float(line['difference']):+.3f} [{float(line['low']):+.3f}, {float(line['high']):+.3f}]"
+    except ValueError:  # not measured: an arm is missing, or one seed alone
+        return "not measured" if line["difference"] == "" else f"{float(line['difference']):+.3f}, one seed"
+
+
+def summary(place: Path) -> str:
+    """What lies in a folder of kept figures, in a line."""
+    files = [path for path in place.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    built = json.loads((place / "manifest.json").read_text(encoding="utf-8"))["built_at"]
+    return f"{place}: {len(files)} files, {size / 1e6:.1f} MB, built {built}"
