@@ -205,8 +205,8 @@ def test_a_model_built_in_inference_mode_is_refused_untouched(images) -> None:
 
 def test_summed_fields_add_up_and_shared_ones_stay(cnn, images, labels) -> None:
     parts = [gl.pgd(cnn, images[i], labels[i], BALL, steps=2) for i in (slice(0, 2), slice(2, 6))]
-    joined = join(parts)
-    assert torch.equal(joined.direction_sum, parts[0].direction_sum + parts[1].direction_sum)
+    total = parts[0].direction_sum + parts[1].direction_sum
+    assert torch.equal(join(parts).direction_sum, total)  # which uses the parts up
     surface = gl.input_line(cnn, images, labels, BALL, points=5, batch=2)
     assert torch.equal(surface.alpha, torch.tensor([-3, -1.5, 0, 1.5, 3], dtype=torch.float64))
     assert np.array_equal(surface.loss.shape, (5, 1, 6))

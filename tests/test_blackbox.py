@@ -174,14 +174,15 @@ def test_batch_size_and_order_change_nothing(attack, ball, cnn, images, labels):
 
 @every_attack
 def test_a_constant_model_is_all_unbroken_or_all_wrong(attack, ball, images):
-    for logits in ([0.0, 2.0], [1.0, 1.0]):
+    for logits, label in (([0.0, 2.0], 1), ([1.0, 1.0], 0)):  # of classes that tie, the first is the answer
         model = Constant(logits).double()
-        right = seeded(attack, model, images, torch.ones(6, dtype=torch.long), ball, queries=50)
+        right = seeded(attack, model, images, torch.full((6,), label), ball, queries=50)
         assert not right.success.any() and right.accuracy(50) == 1
         assert right.found_at.isnan().all() and right.distance.isnan().all()
         assert right.margin.isfinite().all() and right.adversarial.isfinite().all()
-    wrong = seeded(attack, Constant([0.0, 2.0]).double(), images, torch.zeros(6, dtype=torch.long), ball, queries=200)
-    assert wrong.success.all() and wrong.queries.eq(1).all()
+    for logits, label in (([0.0, 2.0], 0), ([1.0, 1.0], 1)):
+        wrong = seeded(attack, Constant(logits).double(), images, torch.full((6,), label), ball, queries=200)
+        assert wrong.success.all() and wrong.queries.eq(1).all()
 
 
 @every_attack

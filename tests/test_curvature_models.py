@@ -267,7 +267,7 @@ def test_other_types_are_refused_by_name_where_no_type_checker_is_before(images)
     while hasattr(plain, "__wrapped__"):
         plain = plain.__wrapped__
     for options, message in (
-        ({"of": "logits"}, "of is 'logits', expected 'weights' or 'inputs'"),
+        ({"of": "logits"}, "of is 'logits', expected one of 'weights', 'inputs'"),
         ({"k": True}, "k is True, expected at least 1, a whole number"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -205,10 +205,11 @@ def hand_made(trace: PGDTrace, **given: Tensor) -> PGDTrace:
     return dataclasses.replace(trace, **(fields | given))
 
 
-def test_success_ever_and_silent_success_read_the_margin(trace):
-    """Samples: fooled at the end, only on the way, never, exactly on the boundary (no error), always."""
+def test_success_ever_and_silent_success_read_the_class(trace):
+    """Samples: fooled at the end, only on the way, never, on the boundary and right as the first of equals, always."""
     margin = torch.tensor([[-1.0, -1, -1, 0, 1], [-1, 2, -3, 0, 1], [-1, 1, -2, 0, 1], [1, -1, -1, 0, 1]])
-    made = hand_made(trace, margin=margin)
+    labels = torch.zeros(5, dtype=torch.long)
+    made = hand_made(trace, margin=margin, labels=labels, predicted=(margin > 0).long())
     assert made.success.tolist() == [True, False, False, False, True]
     assert made.ever.tolist() == [True, True, False, False, True]
     assert made.silent_success.tolist() == [False, True, False, False, False]

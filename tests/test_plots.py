@@ -243,6 +243,10 @@ def test_an_arm_keeps_its_colour_and_others_take_the_rest_in_order():
     assert plots.colour("RL", ["A", "RL"]) == plots.COLOURS["RL"]
     others = [plots.colour(name, ["A", "SL", "B", "C"]) for name in ("A", "B", "C")]
     assert len({*others, *plots.COLOURS.values()}) == len(plots.COLOURS) + 3
+    assert [plots.colour(name) for name in ("C", "B", "A")] == others[::-1], "wherever they are drawn again"
+    many = [str(i) for i in range(8)]
+    plots.style()
+    assert len({plots.colour(name, many) for name in (*many, *plots.COLOURS)}) == 13
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Worst case per sample: who broke what, counted anew; costs, files, the reference package, bad input."""
 
+import copy
 import logging
 import subprocess
 import sys
@@ -371,15 +372,15 @@ def test_few_classes_leave_out_what_is_not_defined():
     three = smooth_cnn(classes=3).float()
     x = torch.rand(4, 2, 5, 5)
     assert auto_attack(three, x, ball=Ball(0.9)).attacks == result.attacks
-    assert result.flags["left out"] == "apgd-t"
+    assert result.flags["left out"] == "aa-apgd-t"
     tiny = Plane(torch.tensor([0.5, -0.3, 0.2, 0.4]), b=0.4)
     small = auto_attack(tiny, torch.rand(3, 1, 2, 2), ball=Ball(0.9, "l2"))
-    assert small.flags["left out"] == "apgd-t, square"
+    assert small.flags["left out"] == "aa-apgd-t, aa-square"
     standard = robustness(three, x, ball=Ball(0.9))
     assert standard.attacks[-3:] == ("aa-apgd-ce", "aa-fab-t", "aa-square")
-    assert standard.flags["left out"] == "apgd-t"
+    assert standard.flags["left out"] == "aa-apgd-t"
     flat = nn.Sequential(nn.Linear(9, 4))
-    assert auto_attack(flat, torch.rand(3, 9), ball=Ball(0.9)).flags["left out"] == "square"
+    assert auto_attack(flat, torch.rand(3, 9), ball=Ball(0.9)).flags["left out"] == "aa-square"
     two = [Attack("rays", gl.rays), Attack("pgd", gl.pgd)]
     assert robustness(plane, torch.rand(3, 1, 2, 2), ball=Ball(0.1, "l2"), attacks=two).attacks == ("pgd",)
     with pytest.raises(ValueError, match="attacks are all left out, since none is defined here: rays"):
@@ -443,6 +444,36 @@ def test_double_precision_finds_the_gradient_that_single_precision_loses():
     ordinary = smooth_cnn().float()
     images = torch.rand(2, 2, 5, 5)
     assert torch.equal(pgd_double(ordinary, images, gl.predict(ordinary, images), BALL), images)  # nothing was lost
+
+
+class Uncopied(Confident):
+    """Holds what cannot be copied, as a lock or an open file."""
+
+    def __deepcopy__(self, memo: object) -> nn.Module:
+        raise copy.Error("this one is unique")
+
+
+class Single(Confident):
+    """Has numbers in float32 that `double` does not reach."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 300 * x.flatten(1) @ torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, -1.0]])
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"), [(Uncopied(), "this one is unique"), (Single(), ".*type Float.*Double|.*dtype")]
+)
+def test_a_model_without_a_copy_in_double_precision_is_left_out_and_said_so(model, reason):
+    x = torch.tensor([[0.9, 0.2], [0.95, 0.3]])[:, None, None]
+    y = torch.zeros(2, dtype=torch.long)
+    before = snapshot(model)
+    with pytest.warns(
+        RuntimeWarning, match=rf"pgd-double was left out, the model has no copy in float64: (?:{reason})"
+    ):
+        result = robustness(model, x, y, Ball(0.45), attacks=[Attack("pgd-double", pgd_double)])
+    assert result.robust.tolist() == [True, True]
+    assert torch.equal(result.adversarial, x)
+    assert snapshot(model) == before
 
 
 def test_constant_models_and_labels_that_are_all_wrong(images):
@@ -565,25 +596,34 @@ def test_a_file_of_other_points_or_another_function_is_refused(striped, tmp_path
 
 @pytest.mark.slow
 def test_kill_9_repeats_no_batch_that_was_written(tmp_path):
-    """Six batches of 0.3 s; killed in the fourth, the second call does what is left."""
+    """Six batches, the fourth of which waits for `gate`; killed in it, the second call does what is left.
+
+    Each batch is written at once here; otherwise those of the last 20 writes' length may have to be repeated.
+    """
     script = """
-import sys, time, torch, gradlens as gl
+import importlib, sys, time, torch, gradlens as gl
+from pathlib import Path
 from torch import nn
+importlib.import_module("gradlens.robustness.state").PAUSE = 0
 torch.manual_seed(0)
 model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
 x = torch.rand(12, 1, 2, 2)
+calls = []
 def slow(model, x, y, ball):
-    print("batch", flush=True)
-    time.sleep(0.3)
+    calls.append(print("batch", flush=True))
+    while len(calls) == 4 and not Path(sys.argv[2]).exists():
+        time.sleep(0.1)
     return x
 print("left", gl.robustness(model, x, ball=gl.Ball(0.1), attacks=[slow], resume=sys.argv[1], batch=2).robust_accuracy)
 """
-    command = [sys.executable, "-c", script, str(tmp_path / "r")]
+    gate = tmp_path / "gate"
+    command = [sys.executable, "-c", script, str(tmp_path / "r"), str(gate)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as killed:
         assert killed.stdout is not None
         for _ in range(4):
             assert killed.stdout.readline() == "batch\n"
         killed.kill()
+    gate.touch()
     again = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert again.stdout.splitlines() == ["batch"] * 3 + ["left 1.0"]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens import (
+    Attack,
     Ball,
     apgd,
     entropy,
@@ -22,6 +23,7 @@ from gradlens import (
     losses,
     minimum_norm,
     pgd,
+    planted,
     rays,
     save,
     spectrum,
@@ -66,6 +68,7 @@ RESULTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "weight plane": lambda model, x: weight_plane(model, x, [0] * 6, points=3, metrics=("loss", "attacked"), steps=1),
     "adaptive weight plane": lambda model, x: weight_plane(model, x, [0] * 6, points=9, adaptive=0.1),
     "trajectory": lambda model, x: trajectory(model, [noisy(model, i) for i in range(3)]),
+    "planted": lambda model, x: planted(model, x[:2], None, Ball(0.1), attacks=[Attack("pgd", pgd, {"steps": 1})]),
     "ball": lambda *_: Ball(0.3, "l2", low=-1.0),
     "made": lambda model, x: entropy(model, x).made,
 }

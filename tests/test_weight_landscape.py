@@ -504,7 +504,7 @@ def test_models_that_cannot_be_joined_are_refused(cnn, images, labels):
         interpolate([cnn], images, labels)
     with pytest.raises(ValueError, match="points is 1, expected at least 2"):
         interpolate([cnn, other], images, labels, points=1)
-    with pytest.raises(ValueError, match=r"beyond is -1\.0, expected 0 or more"):
+    with pytest.raises(ValueError, match=r"beyond is -1\.0, expected 0 to 100"):
         interpolate([cnn, other], images, labels, beyond=-1.0)
     with pytest.raises(ValueError, match="y is None and x brings no labels"):
         interpolate([cnn, other], images)

@@ -1,46 +1,35 @@
-"""Are weight planes fast? python -m tests.bench.weights: ratios within one run, medians of paired planes A B A B.
+"""Are weight planes fast? python -m tests.bench.weights, beside loss-landscapes' random_plane with its own Loss metric.
 
-A full 25 x 25 plane at float32 may take as long as loss-landscapes' random_plane with its own Loss metric on the same
-images, all of them in the model at once in both; an adaptive one 0.35 of that, within 1% of the range. A small
-convolutional network with batch norm, trained for a moment so that the loss has a valley.
+Both see the same images, all of them in the model at once. First loss-landscapes measures our plane, cell by cell, and
+must find our values. A small convolutional network with batch norm, with 32 and with 256 images, the whole 25 x 25; and
+a ResNet-18 with 256 images, where a cell costs the same wherever it lies: a plane of 3 x 3 cells and one of a single
+cell give the seconds of a cell and those of what comes before the first, and from both the whole plane is reckoned;
+what the adaptive grid leaves out there is counted on a whole grid with fewer images.
 """
 
 import argparse
 import copy
+import functools
 import sys
-import time
-from itertools import pairwise
+from collections.abc import Sequence
 
 import loss_landscapes
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradlens import WeightSurface, reference, weight_plane
-from tests.bench.paired import paired
+import gradlens as gl
+from gradlens import WeightSurface, reference
+from tests.bench import networks
+from tests.bench.outcome import Outcome, compared, in_turns
+
+TOLERANCE = 0.01  # of the range, for the adaptive grid
 
 
-def network() -> nn.Module:
-    """Three convolutions for images of 1 x 28 x 28."""
-    widths = (1, 16, 32, 32)
-    layers: list[nn.Module] = []
-    for wide, wider in pairwise(widths):
-        layers += [nn.Conv2d(wide, wider, 3, stride=2, padding=1), nn.BatchNorm2d(wider), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
-
-
-def trained(images: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """The network after 60 steps on patterns with noise, and what it learned from."""
-    torch.manual_seed(0)
-    y = torch.arange(images) % 10
-    x = (0.5 * torch.rand(10, 1, 28, 28)[y] + 0.5 * torch.rand(images, 1, 28, 28)).clamp(0, 1)
-    model = network()
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x[:256]), y[:256]).backward()
-        optimizer.step()
-    return model.eval(), x, y
+def ours(model: nn.Module, x: Tensor, y: Tensor, points: int, adaptive: float | None = None) -> WeightSurface:
+    stream = torch.Generator().manual_seed(1)
+    return gl.weight_plane(
+        model, x, y, points=points, metrics=("loss",), adaptive=adaptive, batch=len(x), generator=stream
+    )
 
 
 def theirs(model: nn.Module, x: Tensor, y: Tensor, points: int) -> None:
@@ -49,38 +38,106 @@ def theirs(model: nn.Module, x: Tensor, y: Tensor, points: int) -> None:
     loss_landscapes.random_plane(copy.deepcopy(model), metric, steps=points, normalization="layer")
 
 
-def main() -> int:
-    """Print the ratios; exit code 1 where one misses its mark."""
+def checked(model: nn.Module, x: Tensor, y: Tensor, points: int) -> str:
+    """Raises RuntimeError where loss-landscapes finds other values on our plane."""
+    surface = ours(model, x, y, points)
+    values, own = surface.of("loss"), reference.weight_surface(model, x, y, surface).of("loss")
+    gap, span = (own - values).abs().max(), values.max() - values.min()
+    if not gap < 1e-4 * span:
+        raise RuntimeError(f"loss-landscapes finds values off by {gap:.3g} nats on our plane, of range {span:.3g}")
+    return f"the same values to {gap:.0e} nats"
+
+
+def small(images: int, *, points: int = 25, rounds: int = 5, goal: float, sparse: float | None = None) -> list[Outcome]:
+    """The whole plane of the small network, and the adaptive one."""
+    x, y = networks.patterns(images, (1, 28, 28))
+    model = networks.trained(networks.small(), x[:256], y[:256], 60)
+    work = f"weight plane {points} x {points}, small network, {images} images"
+    agreement = checked(model, x, y, 5)
+    runs = {
+        "full": lambda: ours(model, x, y, points),
+        "adaptive": lambda: ours(model, x, y, points, TOLERANCE),
+        "theirs": lambda: theirs(model, x, y, points),
+    }
+    seconds = in_turns(runs, rounds)
+    return [
+        compared(work, "loss-landscapes", seconds["full"], seconds["theirs"], at_most=goal, agreement=agreement),
+        compared(
+            f"{work}, adaptive", "loss-landscapes", seconds["adaptive"], seconds["theirs"], at_most=sparse,
+            agreement=_error(model, x, y, points),
+        ),
+    ]  # fmt: skip
+
+
+def whole(few: Sequence[float], one: Sequence[float], part: int, cells: float) -> list[float]:
+    """Seconds of a plane of so many cells, from those of part x part cells and those of one, round by round."""
+    each = [(a - b) / (part**2 - 1) for a, b in zip(few, one, strict=True)]
+    return [b + (cells - 1) * cell for b, cell in zip(one, each, strict=True)]
+
+
+def wide(images: int = 256, *, points: int = 25, part: int = 3, rounds: int = 2, device: str = "cpu") -> list[Outcome]:
+    """ResNet-18: a plane in float32 and in bfloat16, and the share of cells that the adaptive grid asks for."""
+    x, y = (t.to(device) for t in networks.patterns(images, (3, 32, 32)))
+    model = networks.resnet18().to(device)
+    networks.trained(model, x[:64], y[:64], 20, 1e-3)
+    half = gl.prepare(model, precision="bfloat16")
+    agreement = checked(model, x[:32], y[:32], part)
+    runs = {
+        name: functools.partial(measure, points=cells)
+        for cells in (1, part)
+        for name, measure in (
+            (f"full {cells}", functools.partial(ours, model, x, y)),
+            (f"half {cells}", functools.partial(ours, half, x, y)),
+            (f"theirs {cells}", functools.partial(theirs, model, x, y)),
+        )
+    }
+    seconds = in_turns(runs, rounds)
+    few = 16
+    sparse = ours(model, x[:few], y[:few], points, TOLERANCE)
+    share = float(sparse.measured.double().mean())
+
+    def reckoned(name: str, cells: float = points**2) -> list[float]:
+        return whole(seconds[f"{name} {part}"], seconds[f"{name} 1"], part, cells)
+
+    work = f"weight plane {points} x {points}, ResNet-18, {images} images"
+    note = f"reckoned from {part} x {part} cells and a single one"
+    peer = "loss-landscapes"
+    return [
+        compared(work, peer, reckoned("full"), reckoned("theirs"), at_most=1.0, agreement=agreement, note=note),
+        compared(
+            f"{work}, bfloat16", peer, reckoned("half"), reckoned("theirs"), at_most=0.35, agreement=agreement,
+            note=note,
+        ),
+        compared(
+            f"{work}, adaptive", peer, reckoned("full", share * points**2), reckoned("theirs"), at_most=0.35,
+            agreement=agreement,
+            note=f"{note}; the share of cells measured on the whole grid of {few} images is {share:.3f}",
+        ),
+    ]  # fmt: skip
+
+
+def _error(model: nn.Module, x: Tensor, y: Tensor, points: int) -> str:
+    full, filled = ours(model, x, y, points), ours(model, x, y, points, TOLERANCE)
+    error, span = (filled.values - full.values).abs().max(), full.values.max() - full.values.min()
+    if error > filled.bound[0]:
+        raise RuntimeError(f"the adaptive plane is off by {error:.3g}, beyond its own bound {filled.bound[0]:.3g}")
+    share = filled.measured.double().mean()
+    return f"off the full plane by {error / span:.2%} of the range, with {share:.0%} of the cells"
+
+
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--points", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     torch.set_num_threads(given.threads)
-    model, x, y = trained(given.images)
-
-    def ours(adaptive: float | None = None) -> WeightSurface:
-        stream = torch.Generator().manual_seed(1)
-        return weight_plane(
-            model, x, y, points=given.points, metrics=("loss",), adaptive=adaptive, batch=given.images, generator=stream
-        )
-
-    def peer(_: int) -> None:
-        theirs(model, x, y, given.points)
-
-    surface, filled = ours(), ours(0.01)
-    own = reference.weight_surface(model, x, y, surface).of("loss")
-    gap = (own - surface.of("loss")).abs().max()
-    print(f"loss-landscapes finds the same values on our plane, to {gap:.1e} nats")
-    mine, other, full = paired(lambda _: ours(), peer, given.rounds, clock=time.process_time)
-    print(f"full plane / loss-landscapes: {full:.3f} (at most 1); {mine:.2f} s and {other:.2f} s")
-    mine, other, sparse = paired(lambda _: ours(0.01), peer, given.rounds, clock=time.process_time)
-    print(f"adaptive plane / loss-landscapes: {sparse:.3f} (at most 0.35); {mine:.2f} s and {other:.2f} s")
-    error, span = (filled.values - surface.values).abs().max(), surface.values.max() - surface.values.min()
-    print(f"  {filled}")
-    print(f"  off the full plane by {error / span:.2%} of the range {span:.3g}, bound {filled.bound[0] / span:.2%}")
-    return int(full > 1 or sparse > 0.35 or error > filled.bound[0] or gap > 1e-5 * span)
+    found = [
+        *small(32, rounds=given.rounds, goal=0.33),
+        *small(256, rounds=given.rounds, goal=1.0, sparse=0.35),
+        *wide(rounds=min(given.rounds, 2)),
+    ]
+    print(*found, sep="\n")
+    return int(not all(row.is_met for row in found))
 
 
 if __name__ == "__main__":

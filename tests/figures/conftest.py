@@ -19,6 +19,7 @@ PARAMETERS = """\
 runs = "runs/tiny"  # folder of trained runs
 samples: int = 4  # images measured; n = 4 is a test
 level: float = 0.5
+others = ""
 out = "nowhere"
 """
 FIGURE = """\
@@ -32,7 +33,7 @@ run = pathlib.Path(runs) / "sl-0"
     name="{name}", title="Title of {name}", caption="Caption of {name}", alt="Alt of {name}", data="{name}.parquet",
     runs=[json.loads((run / "run.json").read_text()) | dict(path=str(run.resolve()),
           checkpoint_sha256=hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest())],
-    made=dict(threads=os.environ["OMP_NUM_THREADS"], level=level), order=1)))
+    made=dict(threads=os.environ["OMP_NUM_THREADS"], level=level, backend=os.environ["MPLBACKEND"]), order=1)))
 """  # fmt: skip
 SET = """\
 title = "A tiny set"
@@ -108,7 +109,11 @@ class House:
 
 @pytest.fixture
 def house(tmp_path: Path) -> House:
-    made = House(tmp_path / "house {0}")  # papermill takes a bare path for a template
+    return furnish(House(tmp_path / "house {0}"))  # papermill takes a bare path for a template
+
+
+def furnish(made: House) -> House:
+    """Write the set, its notebooks and the run."""
     for folder in ("runs/tiny/sl-0", "notebooks", "figures/sets"):
         (made.root / folder).mkdir(parents=True)
     made.checkpoint.write_bytes(b"weights")

@@ -1,5 +1,6 @@
 """The page of a figure set in a real browser, from a file, without a network."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -72,11 +73,61 @@ def test_a_relief_is_drawn_when_asked_for_and_turns(house: Any, page: Page) -> N
     assert wrong == [(house.out / "index.html").as_uri()]
 
 
-def test_a_page_without_reliefs_has_no_script_and_every_picture_loads(house: Any, page: Page) -> None:
+CONTRAST = """
+(selector) => [...document.querySelectorAll(selector)].map(element => {
+  const light = colour => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+      .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  let behind = element;
+  while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+  const [a, b] = [light(getComputedStyle(element).color), light(getComputedStyle(behind).backgroundColor)];
+  return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+})
+"""  # WCAG 2.2, relative luminance
+
+
+def test_a_page_without_reliefs_reads_on_a_phone_in_the_dark_and_by_keyboard(house: Any, page: Page) -> None:
+    second = house.checkpoint.parents[1] / "rl-10"
+    second.mkdir()
+    (second / "model.safetensors").write_bytes(b"other weights")
+    (second / "run.json").write_text(json.dumps({"name": "rl-10", "seed": 10, "schedule": "rl:1"}))
+    house.notebook("two", house.figure("two_figure").replace('"sl-0"', '"rl-10"'))
     assert house.build() == 0
     wrong = opened(page, house)
-    assert page.locator("script").count() == 0
+    assert page.locator("script").count() == 1, "the one that sorts"
     assert page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)") == [True, True]
+    assert page.evaluate("[...document.images].map(i => i.alt)") == ["Alt of one_figure", "Alt of two_figure"]
+    assert page.locator("html").get_attribute("lang") == "en"
+    levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3')].map(h => Number(h.tagName[1]))")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels)), "no level is left out"
+
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the figures"
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#figures")
+
+    seeds = "[...document.querySelectorAll('#runs tbody tr')].map(row => row.cells[4].textContent)"
+    page.get_by_role("button", name="Seed").focus()
+    for key, way, rows in (("Enter", "ascending", ["0", "10"]), ("Space", "descending", ["10", "0"])):
+        page.keyboard.press(key)
+        assert page.evaluate(seeds) == rows
+        assert page.get_by_role("columnheader", name="Seed").get_attribute("aria-sort") == way
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "focus is seen"
+
+    papers = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        papers.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        for selector in ("p", "a:not(.picture)", "td", "th", "summary", "h1, h2, h3", "code", "dt, dd"):
+            contrasts = page.evaluate(CONTRAST, selector)
+            assert min(contrasts) >= 4.5, (scheme, selector, min(contrasts))
+    assert papers[0] != papers[1]
+
     page.set_viewport_size({"width": 390, "height": 800})
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390  # a phone: nothing sticks out
     assert wrong == [(house.out / "index.html").as_uri()]

@@ -9,14 +9,18 @@ import sys
 import time
 from pathlib import Path
 
-from figures import build, manifest, plan
+from figures import build, manifest, plan, stamp
 from figures.__main__ import ROOT
+from tests.figures.conftest import PARAMETERS
 
 
 def test_from_nothing_to_current_and_on(house, capsys, monkeypatch):
     """One story, because each kernel costs a second: build, skip, touch a notebook, a checkpoint, an output."""
     out = house.out
+    monkeypatch.setenv("MPLBACKEND", "Agg")  # as on a cluster: cells show their figures all the same
     assert house.build() == 0
+    made = json.loads((out / "one" / "one_figure.json").read_text())["made"]
+    assert made["backend"] == "module://matplotlib_inline.backend_inline"
     assert capsys.readouterr().out.rstrip().endswith(str(out / "index.html"))
     assert {p.name for p in out.iterdir()} == {"one", "two", "manifest.json", "index.html"}
     check_manifest(house)
@@ -89,9 +93,9 @@ def check_manifest(house) -> None:
 
 def check_page(page: str) -> None:
     """Hostile names are text, pictures are inside, and nothing is loaded from anywhere."""
-    assert "<script" not in page
+    assert page.count("<script") == 1, "the one that sorts tables"
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert page.count('<img src="data:image/png;base64,iVBOR') == 2
+    assert page.count('<img src="data:image/webp;base64,UklGR') == 2
     assert 'alt="Alt of one_figure"' in page
     assert "http://" not in page
     assert "https://" not in page
@@ -190,6 +194,48 @@ def test_the_sweep_comes_first_and_is_left_out_once_all_is_current(house, capsys
     shutil.rmtree(house.root / "mine")
     assert house.build(*words) == 0
     assert len(calls()) == 4
+
+    (training / "more.toml").write_text("good")
+    house.edit_set("[parameters]", '[sweeps]\nmore = "training/more.toml"\n[parameters]')
+    assert house.build(*words) == 0
+    assert len(calls()) == 4, "no notebook reads it"
+    house.edit_set("level = 1 }", 'level = 1, others = "more" }')
+    assert house.build("--only", "two", *words[2:]) == 0
+    assert calls()[4:] == ["training/sweep.toml mine", "training/more.toml more"]
+
+    shutil.rmtree(house.root / "more")
+    house.edit_set(', others = "more"', "")
+    house.notebook("two", house.figure("two_figure"), parameters=PARAMETERS.replace('others = ""', 'others = "more"'))
+    assert house.build("--only", "two", *words[2:]) == 0
+    assert calls()[6:] == ["training/sweep.toml mine", "training/more.toml more"], "the notebook's own default"
+
+    def key() -> str:
+        return stamp.inputs(house.root / "notebooks" / "two.ipynb", {"runs": "mine", "others": "more"}, house.root).key
+
+    keys = {key()}
+    for folder in ("mine", "more"):  # of which each has a run sl-0
+        (house.root / folder / "sl-0" / "model.safetensors").write_bytes(b"other weights")
+        keys.add(key())
+    assert len(keys) == 3
+
+
+def test_one_notebook_stands_twice_in_a_set_under_two_names(house):
+    house.edit_set('name = "two"', 'name = "one"\ncalled = "again"\ntitle = "One <again>"')
+    assert house.build() == 0
+    made = house.manifest()
+    rows = {book["name"]: (book["path"], book["title"], book["executed"]) for book in made["notebooks"]}
+    assert rows == {
+        "one": ("notebooks/one.ipynb", "About one", "one/one.ipynb"),
+        "again": ("notebooks/one.ipynb", "One <again>", "again/again.ipynb"),
+    }
+    levels = {book["name"]: book["parameters"].get("level") for book in made["notebooks"]}
+    assert levels["again"] == 1 != levels["one"]
+    assert {figure["notebook"]["path"] for figure in made["figures"]} == {"notebooks/one.ipynb"}
+    assert all((house.out / file).is_file() for figure in made["figures"] for file in figure["files"])
+    assert "One &lt;again&gt;" in house.page()
+    before = house.stamps()
+    assert house.build() == 0
+    assert house.stamps() == before and set(before) == {"one", "again"}
 
 
 def test_a_killed_build_leaves_no_half_written_folder_and_no_kernel(house):

@@ -1,5 +1,6 @@
 """The digits set as a newcomer builds it, with the smallest runs: trained, executed, drawn, tied together."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -11,20 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def build(out: Path, runs: Path) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "figures",
-        "build",
-        "digits",
-        "--profile",
-        "smoke",
-        "--out",
-        str(out),
-        "--runs",
-        str(runs),
-    ]
+def build(out: Path, runs: Path, name: str = "digits") -> subprocess.CompletedProcess[str]:
+    words = ["build", name, "--profile", "smoke", "--out", str(out), "--runs", str(runs)]
+    command = [sys.executable, "-m", "figures", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -36,7 +26,7 @@ def test_the_smoke_set_trains_draws_and_is_then_current(tmp_path: Path) -> None:
     manifest = json.loads((out / "manifest.json").read_text())
     names = {path.parent.name for path in out.glob("*/*.png")}
     expected = {"training", "gradients", "dynamics", "entropy", "input_landscape", "weight_landscape", "curvature"}
-    expected |= {"robustness", "transfer"}
+    expected |= {"robustness", "transfer", "masking", "explorer"}
     assert names == expected
     pictures = list(out.glob("*/*.png"))
     assert len(pictures) >= 12
@@ -47,8 +37,28 @@ def test_the_smoke_set_trains_draws_and_is_then_current(tmp_path: Path) -> None:
     said = json.dumps(manifest)
     for run in runs.iterdir():
         assert json.loads((run / "run.json").read_text())["checkpoint_sha256"] in said
-    assert "data:image/png;base64," in (out / "index.html").read_text()
+    page = (out / "index.html").read_text()
+    assert page.count("<img src=") == len(pictures)
+    assert len(page) < 15e6
+    for picture in pictures:  # in the page the same pixels in fewer bytes
+        small = picture.with_suffix(".webp")
+        assert small.stat().st_size < picture.stat().st_size
+        assert f"data:image/webp;base64,{base64.b64encode(small.read_bytes()).decode()}" in page
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/stamp.json")}
     again = build(out, runs)
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/stamp.json")} == stamps
+
+    done = build(tmp_path / "claims", runs, "digits-claims")
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = {path.parent.name for path in (tmp_path / "claims").glob("*/*.png")}
+    assert names == {"claims", "hybrids"}
+
+    pair = sorted(map(str, runs.iterdir()))[:2]
+    words = [sys.executable, "-m", "figures", "compare", *pair, "--samples", "16", "--out", str(tmp_path / "beside")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    beside = json.loads((tmp_path / "beside" / "manifest.json").read_text())
+    assert [figure["name"] for figure in beside["figures"]] == ["courses", "attacked", "accuracies"]
+    for figure in beside["figures"]:
+        assert {run["name"] for run in figure["runs"]} == {Path(path).name for path in pair}

@@ -1,8 +1,11 @@
 """Sets and parameters are refused at the door, by name and before a kernel starts."""
 
+import json
+
 import pytest
 
-from figures import execute, parameters, sets
+from figures import __main__ as cli
+from figures import execute, parameters, plan, sets
 from figures.__main__ import ROOT
 
 
@@ -19,7 +22,53 @@ def test_the_set_of_this_repository_can_be_read():
     assert names <= {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     smoke = digits.under("smoke")
     assert smoke.sweep == "training/sweeps/smoke.toml"
+    assert plan.plan("digits", ROOT).sweeps == {
+        "runs/digits": "training/sweeps/digits.toml",
+        "runs/digits-mlp": "training/sweeps/digits-mlp.toml",
+    }
+    assert "runs/digits-hybrid" in plan.plan("digits-claims", ROOT).sweeps
+    assert list(plan.plan("digits", ROOT, only=["entropy"]).sweeps) == ["runs/digits"]
+    assert list(plan.plan("digits", ROOT, profile="smoke").sweeps) == ["runs/smoke"]
     assert all(book.parameters["runs"] == "runs/smoke" and book.parameters["seed"] == 0 for book in smoke.notebooks)
+
+
+@pytest.mark.parametrize("name", [name for name in sets.names(ROOT) if name not in ("model", "compare")])
+def test_every_set_of_this_repository_can_be_planned(name: str):
+    found = sets.load(name, ROOT)
+    for profile in [sets.FULL, *found.profiles]:
+        asked = plan.plan(name, ROOT, profile=profile)
+        assert asked.sweeps
+        assert all(folder.startswith("runs/") for folder in asked.sweeps)
+        assert {book.parameters["runs"] for book in asked.notebooks} <= set(asked.sweeps)
+        assert [book.name for book in asked.notebooks] == [book.name for book in found.notebooks]
+    assert found.about.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [([], "runs are none"), (["nowhere"], "has no run.json"), (["a", "b"], "runs are of digits, fashion-mnist")],
+)
+def test_what_cannot_stand_side_by_side_is_refused(house, capsys, runs, said):
+    for name, dataset in (("a", "digits"), ("b", "fashion-mnist")):
+        (house.root / name).mkdir()
+        (house.root / name / "run.json").write_text(json.dumps({"config": {"dataset": dataset}}))
+    assert house.run("compare", *(str(house.root / name) for name in runs)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_runs_of_one_name_stand_side_by_side(house):
+    (house.root / "figures" / "sets" / "compare.toml").write_text((ROOT / "figures/sets/compare.toml").read_text())
+    (house.root / "notebooks" / "compare.ipynb").write_text((ROOT / "notebooks/compare.ipynb").read_text())
+    paths = []
+    for folder in ("first", "second"):
+        paths.append(house.root / folder / "sl-0")
+        paths[-1].mkdir(parents=True)
+        (paths[-1] / "run.json").write_text(json.dumps({"config": {"dataset": "fashion-mnist"}}))
+    asked = cli._beside(cli.Compare(tuple(paths), samples=7), house.root)
+    (book,) = asked.notebooks
+    assert (book.parameters["dataset"], book.parameters["samples"]) == ("fashion-mnist", 7)
+    links = {link.name: link.resolve() for link in (house.root / str(asked.runs)).iterdir()}
+    assert links == {"first-sl-0": paths[0], "second-sl-0": paths[1]}
 
 
 def test_a_profile_wins_over_a_notebook_and_a_notebook_over_its_set(house):
@@ -27,10 +76,20 @@ def test_a_profile_wins_over_a_notebook_and_a_notebook_over_its_set(house):
     tiny = sets.load("tiny", house.root)
     assert [book.parameters["samples"] for book in tiny.under("full").notebooks] == [3, 99]
     assert [book.parameters["samples"] for book in tiny.under("smoke").notebooks] == [1, 1]
-    assert {book.parameters["runs"] for book in tiny.under("smoke", "mine").notebooks} == {"mine"}
+    assert {book.parameters["runs"] for book in tiny.under("smoke", {"runs": "mine"}).notebooks} == {"mine"}
     house.edit_set("samples = 1 }", "samples = 1 }\n[profiles.smoke.notebook.two]\nsamples = 7")
     tiny = sets.load("tiny", house.root)
     assert [book.parameters["samples"] for book in tiny.under("smoke").notebooks] == [1, 7]
+
+
+def test_a_set_says_how_long_its_notebooks_may_take_and_the_builder_knows_better(house):
+    assert plan.plan("tiny", house.root).timeout == 600
+    house.edit_set("[parameters]", "timeout = 7200\n[parameters]")
+    assert plan.plan("tiny", house.root).timeout == 7200
+    assert plan.plan("tiny", house.root, timeout=5.0).timeout == 5.0
+    house.edit_set("timeout = 7200", "timeout = -1")
+    with pytest.raises(ValueError, match="timeout is -1, expected seconds above 0"):
+        plan.plan("tiny", house.root)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +113,7 @@ def test_a_wrong_word_is_named_with_the_nearest_right_one(house, capsys, words: 
         ("level = 1 }", "level = 1 }\nparameter = 1", "unknown key 'parameter'; did you mean 'parameters'?"),
         ('title = "A tiny set"', "title = 3", "title is 3, expected a str"),
         ('name = "two"', 'name = "one"', "names the notebook 'one' twice"),
+        ('name = "two"', 'name = "two"\ncalled = "a/b"', "called is 'a/b', expected a name for a folder"),
         ('name = "two"', 'name = "../two"', "name is '../two', expected a file of notebooks/"),
         ("samples = 3", 'out = "here"', "the parameter out is chosen by the build"),
         ("[[notebook]]", "[[notebook", "is not TOML"),

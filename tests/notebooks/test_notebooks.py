@@ -1,10 +1,13 @@
 """Notebooks as readers find them: parameters that explain themselves, no outputs, no code that belongs elsewhere."""
 
 import ast
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from click.testing import CliRunner
+from papermill.cli import papermill
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -73,3 +76,15 @@ def test_prose_says_how_the_pictures_mislead(path: Path) -> None:
     published = sum(cell.source.count("plots.publish(") for cell in cells(path))
     assert published >= 2
     assert prose.count("\n## ") >= published
+
+
+def test_papermill_lists_each_parameter_with_its_type_and_comment(path: Path) -> None:
+    """What `papermill --help-notebook` says, which leaves out lines that it cannot read."""
+    said = CliRunner().invoke(papermill, ["--help-notebook", str(path)], catch_exceptions=False).output
+    (cell,) = (cell for cell in cells(path) if "parameters" in cell.metadata.get("tags", []))
+    for statement, line in zip(ast.parse(cell.source).body, cell.source.splitlines(), strict=True):
+        listed = re.search(rf"^  {statement.target.id}: (\w+) \(default (.*?)\)\s+(.*)$", said, re.MULTILINE)
+        assert listed, (line, said)
+        assert listed[1] == statement.annotation.id
+        assert ast.literal_eval(listed[2]) == ast.literal_eval(statement.value)
+        assert listed[3].strip() == line.partition("  # ")[2]

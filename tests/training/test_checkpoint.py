@@ -73,6 +73,10 @@ def test_weights_are_read_back_to_the_bit_and_in_evaluation_mode(run, tiny):
 def test_runs_come_in_the_order_of_arms_and_seeds(tiny, tmp_path):
     for name, schedule, seed in (("a", "rl:1", 0), ("b", "sl:1", 1), ("c", "sl-adv:1", 0), ("d", "sl:1", 0)):
         fit(dataclasses.replace(TINY, schedule=schedule, seed=seed), tmp_path / name, quiet=True)
+    fit(dataclasses.replace(TINY, schedule="sl:1", called="another"), tmp_path / "0", quiet=True)
+    named = [run.path.name for run in load_all(tmp_path)]
+    assert named == ["d", "b", "0", "a", "c"]  # one called otherwise stands behind its kind
+    (tmp_path / "0" / "run.json").unlink()
     runs = load_all(tmp_path)
     assert [(run.arm, run.config.seed) for run in runs] == [("SL", 0), ("SL", 1), ("RL", 0), ("SL-adv", 0)]
     table = histories(runs)
@@ -115,7 +119,8 @@ def test_an_image_that_was_fooled_on_the_way_counts_as_wrong_even_if_the_last_po
         trace = pgd(*args, **options)
         margin = torch.full_like(trace.margin, -1.0)
         margin[1, :3], margin[-1, 3] = 1.0, 1.0
-        return dataclasses.replace(trace, margin=margin)
+        labels = torch.zeros_like(trace.labels)
+        return dataclasses.replace(trace, margin=margin, labels=labels, predicted=(margin > 0).long())
 
     monkeypatch.setattr("training.evaluate.pgd", silent)
     assert [row.right for row in evaluate(run, samples=10, steps=3)[1:]] == [6, 6]

@@ -18,8 +18,9 @@ from training import data, loop, resume, sweep
 from training import fit as fitting
 from training.checkpoint import Run
 from training.config import Config
+from training.engines import Engine
 from training.fit import fit
-from training.watch import CatastrophicOverfitting
+from training.watch import ATTACKED, CatastrophicOverfitting
 
 FIELDS = {
     "epoch", "arm", "loss", "reward", "entropy", "lr", "seconds", "clean", "pgd", "margin", "margin_pgd", "fgsm_inner",
@@ -223,7 +224,7 @@ def test_a_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     journal = fitting.Journal(tmp_path / "out" / runs[1][0], 0)
     fitting._watch(training, journal, {**record, "seconds": 0.0})
     fitting._keep(training, tmp_path / "out" / runs[1][0], journal, resume.Progress(), 0.0)
-    finished = sweep.sweep(file, tmp_path / "out", 1)
+    finished = sweep.sweep(file, tmp_path / "out", Engine(jobs=1))
     assert (done.path / "run.json").stat().st_mtime_ns == written
     assert json.loads((finished[1].path / "history.jsonl").read_text().splitlines()[0])["seconds"] == 0.0
     for (_, config), found in zip(runs, finished, strict=True):
@@ -265,3 +266,21 @@ def test_damaged_weights_on_the_way_are_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match=r"epochs/0001.safetensors is damaged"):
         run.epochs()
+
+
+def test_epochs_that_nobody_attacks_change_no_weight_and_leave_gaps(tmp_path):
+    runs = [
+        fit(
+            Config(schedule="sl-adv:3", images=128, attack_steps=1, watch_every=every),
+            tmp_path / str(every),
+            quiet=True,
+        )
+        for every in (1, 2)
+    ]
+    assert runs[0].record["checkpoint_sha256"] == runs[1].record["checkpoint_sha256"]
+    always, seldom = (run.history for run in runs)
+    assert [line["clean"] for line in always] == [line["clean"] for line in seldom]
+    for name in ATTACKED:
+        assert seldom[0][name] is None, name
+        assert [line[name] for line in seldom[1:]] == [line[name] for line in always[1:]], name  # the last one always
+    assert runs[1].record["best"]["best_pgd"]["value"] == max(line["pgd"] for line in seldom[1:])

@@ -33,6 +33,13 @@ def test_a_run_is_trained_and_evaluated_from_the_command_line(tmp_path):
     assert run.config.batch == 256
     (line,) = done.stdout.splitlines()
     assert f"clean {run.record['last']['clean']:.1%}" in line
+    for words, reason in (
+        (["--attacks", "all"], "attacks is 'all', expected one of 'quick', 'standard'"),
+        (["--transfer", "--attacks", "quick"], "attacks is given beside --transfer"),
+    ):
+        done = training("evaluate", out, *words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert reason in done.stderr
     done = training("evaluate", out, "--samples", "20", "--steps", "2")
     assert done.returncode == 0, done.stderr
     header, *rows = done.stdout.splitlines()

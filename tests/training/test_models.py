@@ -74,5 +74,7 @@ def test_the_global_seed_decides_the_weights():
 
 @pytest.mark.parametrize(("name", "near"), [("resnet81", "resnet1"), ("cnn_smal", "cnn_small"), ("cnn7", "cnn6")])
 def test_an_unknown_name_is_refused_with_the_nearest_one(name, near):
-    with pytest.raises(ValueError, match=rf"model is '{name}', expected cnn_small, cnn6 or .*did you mean '{near}"):
+    with pytest.raises(
+        ValueError, match=rf"model is '{name}', expected cnn_small, cnn6, mlp or .*did you mean '{near}"
+    ):
         colour(name)

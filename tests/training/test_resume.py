@@ -75,7 +75,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.slow
 def test_kill_9(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "training", "fit", "--schedule", "rl-adv:8", "--batch", "128", "--out"]
+    command = [sys.executable, "-m", "training", "fit", "--schedule", "rl-adv:4", "--batch", "128", "--out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     process = subprocess.Popen([*command, str(cut)], env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -91,7 +91,7 @@ def test_kill_9(tmp_path: Path) -> None:
     for name in checkpoint.FILES.values():
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     history = checkpoint.load(cut).history
-    assert [line["epoch"] for line in history] == list(range(1, 9))
+    assert [line["epoch"] for line in history] == list(range(1, 5))
 
 
 def test_a_killed_runs_surplus_and_torn_lines_are_dropped(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""gradlens beside its peers: `make bench`, or python -m tests.bench [NAME ...] [--quick] where the peers are installed.
+
+Every row is measured in this one run, both sides in turns, after a check that both do the same; the machine's own limit
+stands above. With --json FILE the numbers are kept, with --readme the table of README.md is written anew.
+"""
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from tests.bench import attacks, curvature, indicators, machine, outcome, pgd, training, weights
+from tests.bench.outcome import Outcome
+
+README = Path(__file__).parents[2] / "README.md"
+Rows = Callable[[], list[Outcome]]
+
+WHOLE: Mapping[str, Rows] = {
+    "pgd": lambda: pgd.rows(rounds=3),
+    "weights": lambda: [
+        *weights.small(32, rounds=3, goal=0.33),
+        *weights.small(256, rounds=3, goal=1.0, sparse=0.35),
+        *weights.wide(),
+    ],
+    "curvature": lambda: curvature.rows(rounds=3),
+    "attacks": attacks.rows,
+    "indicators": lambda: indicators.rows(rounds=3),
+    "training": lambda: training.rows(rounds=5),
+}
+# On a GPU, where a device is named: the rows for which it is bought.
+ON_GPU: Mapping[str, Rows] = {
+    "pgd": lambda: pgd.rows(batch=512, rounds=5, device="cuda"),
+    "weights": lambda: weights.wide(part=9, rounds=3, device="cuda"),
+    "curvature": lambda: curvature.rows(rounds=3, device="cuda"),
+}
+# Smaller work, fewer rounds: what the rows are about in three minutes, with ratios that are good to a tenth.
+QUICK: Mapping[str, Rows] = {
+    "pgd": lambda: pgd.rows(batch=16, steps=3, rounds=2),
+    "weights": lambda: weights.small(32, points=11, rounds=2, goal=0.33),
+    "curvature": lambda: curvature.rows(rounds=1, precision=0.05, probes=20),
+    "indicators": lambda: indicators.rows(images=64, rounds=2),
+    "training": lambda: training.rows(images=256, rounds=2),
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print each row as it comes, then the table. Exit code 1 where a goal is missed, 2 where both sides disagree."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(WHOLE))
+    parser.add_argument("--quick", action="store_true", help="in under three minutes")
+    parser.add_argument("--gpu", action="store_true", help="on a CUDA device, in under ten minutes; never tried so far")
+    parser.add_argument("--json", type=Path, help="a file for the numbers")
+    parser.add_argument("--readme", action="store_true", help="write the table into README.md")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args(words)
+    chosen = ON_GPU if given.gpu else QUICK if given.quick else WHOLE
+    if unknown := set(given.names) - set(chosen):
+        parser.error(f"{sorted(unknown)} are no benchmarks, expected some of {', '.join(chosen)}")
+    torch.set_num_threads(given.threads)
+    limit = machine.measure("cuda" if given.gpu else "cpu")
+    print(limit, flush=True)
+    rows: list[Outcome] = []
+    broken = False
+    for name in given.names or chosen:
+        try:
+            found = chosen[name]()
+        except (RuntimeError, ValueError) as error:  # the other rows are worth having
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            broken = True
+            continue
+        print(*found, sep="\n", flush=True)
+        rows += found
+    table = outcome.markdown(rows)
+    print(f"\n{table}")
+    today = datetime.date.today().isoformat()
+    if given.json:
+        said = {"date": today, "machine": asdict(limit), "rows": outcome.plain(rows)}
+        given.json.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    if given.readme:
+        outcome.rewrite(README, f"{limit} ({today}).\n\n{table}")
+    return 2 if broken else int(not all(row.is_met for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

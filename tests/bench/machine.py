@@ -1,0 +1,90 @@
+"""What this machine can do, measured in the same run: products of matrices, and a bare pass forward and back."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.bench import networks
+
+SIZE = 2048  # of the matrices
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates in 1e9 operations a second, times in seconds of the wall clock."""
+
+    name: str
+    threads: int
+    versions: str
+    float32: float  # rate of a product of square matrices
+    bfloat16: float
+    forward: float  # seconds of ResNet-18 forward, BATCH images of 32 x 32
+    both: float  # forward and back to the image
+    share: float  # of the float32 rate that `both` reaches
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}, {self.threads} thread(s), {self.versions}: products of matrices at {self.float32:.0f} "
+            f"GFLOP/s in float32, {self.bfloat16:.0f} in bfloat16; ResNet-18 on {BATCH} images of 32 x 32 forward "
+            f"{self.forward:.2f} s, forward and back to the image {self.both:.2f} s, {self.share:.0%} of that rate"
+        )
+
+
+def measure(device: str = "cpu") -> Machine:
+    rates = [_rate(torch.rand(SIZE, SIZE, device=device).to(kind)) for kind in (torch.float32, torch.bfloat16)]
+    model = networks.resnet18().eval().requires_grad_(False).to(device)
+    x = torch.rand(BATCH, 3, 32, 32, device=device)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(x)
+
+    def both() -> None:
+        point = x.clone().requires_grad_(True)
+        torch.autograd.grad(model(point).sum(), point)
+
+    there, back = _seconds(forward), _seconds(both)
+    # to the image alone, the way back costs as much as the way there
+    share = 2 * flops(model, x) / back / rates[0]
+    named = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    return Machine(
+        named, torch.get_num_threads(), f"torch {torch.__version__}", rates[0] / 1e9, rates[1] / 1e9, there, back, share
+    )
+
+
+def flops(model: torch.nn.Module, x: Tensor) -> float:
+    """Floating-point operations of a forward pass, as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    return float(counter.get_total_flops())
+
+
+def _rate(matrix: Tensor) -> float:
+    return 2 * len(matrix) ** 3 / _seconds(lambda: matrix @ matrix)
+
+
+def _seconds(run: Callable[[], object], rounds: int = 5) -> float:
+    seconds = []
+    for _ in range(rounds + 1):
+        begun = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds[1:])
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,107 @@
+"""What a benchmark found: one row of the table, and how it is printed and kept."""
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+Clock = Callable[[], float]
+BEGIN, END = "<!-- tests.bench -->", "<!-- /tests.bench -->"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One piece of work done by us and by a peer, in turns, in one process."""
+
+    work: str
+    against: str
+    ratio: float  # of the medians, ours / theirs: below 1 is faster
+    low: float  # least and largest ratio of a round
+    high: float
+    ours: float  # median seconds
+    theirs: float
+    at_most: float | None  # the goal
+    agreement: str  # how it was seen, before the clock ran, that both do the same
+    note: str = ""  # what is not measured directly
+
+    @property
+    def is_met(self) -> bool:
+        return self.at_most is None or self.ratio <= self.at_most
+
+    def __str__(self) -> str:
+        goal = "" if self.at_most is None else f", at most {self.at_most:.2f}: {'met' if self.is_met else 'MISSED'}"
+        note = f"; {self.note}" if self.note else ""
+        return (
+            f"{self.work} / {self.against}: {self.ratio:.2f} ({self.low:.2f} to {self.high:.2f}{goal}); "
+            f"{self.ours:.3g} s and {self.theirs:.3g} s; {self.agreement}{note}"
+        )
+
+
+def in_turns(
+    runs: Mapping[str, Callable[[], object]], rounds: int, *, clock: Clock | None = None, warm: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each, A B C A B C, so that what slows the machine slows all; a first round, not counted, warms up.
+
+    Processor time with one thread is what an idle machine would take; on a GPU it is the clock on the wall that counts.
+    """
+    on_gpu = torch.cuda.is_available()
+    clock = clock or (time.perf_counter if on_gpu else time.process_time)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(-1 if warm else 0, rounds):
+        for name, run in runs.items():
+            begun = clock()
+            run()
+            if on_gpu:
+                torch.cuda.synchronize()
+            if number >= 0:
+                seconds[name].append(clock() - begun)
+    return seconds
+
+
+def compared(
+    work: str,
+    against: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    *,
+    at_most: float | None = None,
+    agreement: str,
+    note: str = "",
+) -> Outcome:
+    """The row of two series of seconds, taken in turns."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    a, b = statistics.median(ours), statistics.median(theirs)
+    return Outcome(work, against, a / b, min(ratios), max(ratios), a, b, at_most, agreement, note)
+
+
+def markdown(rows: Sequence[Outcome]) -> str:
+    """The table of the README."""
+    head = "| work | against | ratio | rounds | goal |\n|---|---|---|---|---|\n"
+    return head + "".join(
+        f"| {row.work} | {row.against} | {row.ratio:.2f} | {row.low:.2f} to {row.high:.2f} | {_goal(row)} |\n"
+        for row in rows
+    )
+
+
+def plain(rows: Sequence[Outcome]) -> list[dict[str, object]]:
+    """For JSON."""
+    return [{**asdict(row), "met": row.is_met} for row in rows]
+
+
+def rewrite(path: Path, content: str) -> None:
+    """Replace what stands between the marks. Raises ValueError where they are missing."""
+    text = path.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"{path} has no {BEGIN} ... {END} to write between")
+    path.write_text(pattern.sub(lambda _: f"{BEGIN}\n{content}{END}", text), encoding="utf-8")
+
+
+def _goal(row: Outcome) -> str:
+    if row.at_most is None:
+        return ""
+    return f"{row.at_most:.2f}, {'met' if row.is_met else '**missed**'}"

@@ -1,0 +1,109 @@
+"""What is kept of a set: whole, small, traceable; findings are read off the tables."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from figures import keep, manifest
+
+ROOT = Path(__file__).parents[2]
+LINES = """
+from pathlib import Path
+import pandas as pd
+rows = [
+    ("C1", "RL helps", "contradicted", "PGD", "RL - SL", 0.2, 0.1, 0.3, "there"),
+    ("C1", "RL helps", "contradicted", "worst case", "RL - SL", 0.0, -0.01, 0.01, "not there"),
+    ("C2", "RL is small", "open", "norm", "SL - RL", float("nan"), float("nan"), float("nan"), "unsure"),
+    ("C3", "RL is wild", "open", "cosine", "SL - RL", 0.125, float("nan"), float("nan"), "unsure"),
+    ("C4", "RL is flat", "supported", "bend", "SL - RL", 0.5, 0.4, 0.6, "there"),
+]
+columns = ["claim", "says", "verdict", "measured", "difference of", "difference", "low", "high", "reading"]
+pd.DataFrame(rows, columns=columns).assign(seeds=3, samples=12).to_parquet(Path(out) / "claims.parquet")
+"""
+FOUND = """\
+| claim | what the study looks at | A place (3 seeds, 12 images) |
+|---|---|---|
+| C1: RL helps | PGD, RL - SL | **contradicted** +0.200 [+0.100, +0.300]; \
+worst case, RL - SL: +0.000 [-0.010, +0.010] |
+| C2: RL is small | norm, SL - RL | **open** not measured |
+| C3: RL is wild | cosine, SL - RL | **open** +0.125, one seed |
+| C4: RL is flat | bend, SL - RL | **supported** +0.500 [+0.400, +0.600] |
+"""
+
+
+@pytest.fixture
+def built(house):
+    """A set whose second notebook is one of claims."""
+    table = "pd.DataFrame({'a': [0.5, 1.0], 'b': ['x', 'y, z']}).to_parquet(Path(out) / 'one_figure.parquet')"
+    house.notebook("one", house.figure("one_figure"), f"import pandas as pd\nfrom pathlib import Path\n{table}")
+    house.notebook("two", house.figure("claims"), LINES)
+    house.edit_set('name = "two"', 'name = "two"\ntitle = "A place"')
+    assert house.build() == 0
+    (house.root / "README.md").write_text("before\n<!-- figures.tiny -->\nold\n<!-- /figures.tiny -->\nafter\n")
+    return house
+
+
+def test_a_set_is_kept_whole_and_its_findings_are_read_off_its_tables(built, capsys):
+    assert built.run("keep", "tiny", "--readme") == 0
+    kept = built.root / "figures" / "tiny"
+    assert "MB, built 20" in capsys.readouterr().out
+    assert manifest.read(kept) == manifest.read(built.out)
+    assert (built.root / "README.md").read_text() == (
+        f"before\n<!-- figures.tiny -->\n{FOUND}<!-- /figures.tiny -->\nafter\n"
+    )
+    for figure in manifest.read(kept)["figures"]:
+        for file in map(Path, figure["files"]):
+            if file.suffix == ".parquet":
+                table = pd.read_csv(kept / file.with_suffix(".csv"))
+                pd.testing.assert_frame_equal(table, pd.read_parquet(built.out / file), check_dtype=False)
+    assert {path.suffix for path in kept.rglob("*.*")} <= {".json", ".csv", ".webp", ".png"}
+    (kept / "old.csv").touch()
+    assert built.run("keep", "tiny") == 0
+    assert not (kept / "old.csv").exists()
+    assert not list((built.root / "figures").glob(".*"))
+
+
+def test_a_table_of_many_samples_is_left_to_the_build(built, monkeypatch):
+    monkeypatch.setattr(keep, "LARGEST", 200)
+    assert built.run("keep", "tiny") == 0
+    assert not list((built.root / "figures" / "tiny").rglob("claims.csv"))
+    assert keep.findings(built.root / "figures" / "tiny") == ""
+
+
+def test_what_cannot_be_kept_is_refused_and_nothing_is_touched(built, capsys):
+    readme = built.root / "README.md"
+
+    def refused(*words: str) -> str:
+        assert built.run("keep", "tiny", *words) == 2
+        return capsys.readouterr().err
+
+    assert "to is" in refused("--to", str(built.root / "notebooks"))
+    assert list((built.root / "notebooks").iterdir())
+    readme.write_text("no marks")
+    assert "has no <!-- figures.tiny -->" in refused("--readme")
+    assert not (built.root / "figures" / "tiny").exists()
+    (built.out / "two" / "stamp.json").unlink()
+    assert built.build("--only", "one") == 0
+    assert "two are not built; build the whole set first" in refused()
+    assert "no manifest.json" in refused("--out", str(built.root))
+
+
+def test_the_findings_of_the_readme_are_those_that_are_kept():
+    """No number of the study stands in the README that does not come from a table beside its manifest."""
+    kept, readme = ROOT / "figures" / "study", (ROOT / "README.md").read_text()
+    begin, end = keep.BEGIN.format("study"), keep.END.format("study")
+    assert readme.partition(begin)[2].partition(end)[0].strip() == keep.findings(kept).strip()
+    made = manifest.read(kept)
+    assert made["reproduce"] == "python -m figures build study"
+    assert sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) < 20e6
+    for book in made["notebooks"]:
+        if not book["name"].startswith("claims"):
+            continue
+        (figure,) = (f for f in made["figures"] if f["notebook"]["name"] == book["name"] and f["name"] == "claims")
+        assert figure["runs"], "the models behind the numbers, by the hashes of their weights"
+        assert all(len(run["checkpoint_sha256"]) == 64 for run in figure["runs"])
+        table = pd.read_csv(kept / book["name"] / "claims.csv")
+        assert set(table["seeds"]) <= set(range(6)) and len(table) > 20
+        assert json.dumps(figure["files"]).count("claims.parquet") == 1

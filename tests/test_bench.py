@@ -1,0 +1,80 @@
+"""What the benchmarks report is what they measured, and they still run: their numbers are nobody's test."""
+
+import pytest
+import torch
+
+from tests.bench import __main__ as bench
+from tests.bench import indicators, machine, networks, outcome, training, weights
+from tests.bench.outcome import Outcome, compared, in_turns, markdown, rewrite
+
+
+def test_sides_take_turns_and_the_first_round_is_not_counted():
+    order: list[str] = []
+    now = [0.0]
+
+    def work(name: str, seconds: float):
+        def run() -> None:
+            order.append(name)
+            now[0] += seconds * len(order)  # slower and slower, as a machine that gets busy
+
+        return run
+
+    seconds = in_turns({"a": work("a", 1.0), "b": work("b", 2.0)}, 2, clock=lambda: now[0])
+    assert order == ["a", "b"] * 3
+    assert seconds == {"a": [3.0, 5.0], "b": [8.0, 12.0]}
+    assert in_turns({"a": work("a", 1.0)}, 1, clock=lambda: now[0], warm=False) == {"a": [7.0]}
+
+
+def test_a_row_is_the_ratio_of_medians_with_the_spread_of_the_rounds():
+    row = compared("work", "peer", [1.0, 2.0, 9.0], [4.0, 4.0, 6.0], at_most=0.5, agreement="same")
+    assert (row.ratio, row.low, row.high, row.is_met) == (0.5, 0.25, 1.5, True)
+    missed = compared("work", "peer", [3.0], [4.0], at_most=0.5, agreement="same")
+    assert not missed.is_met
+    table = markdown([row, missed])
+    assert "| work | peer | 0.50 | 0.25 to 1.50 | 0.50, met |" in table
+    assert "| 0.75 | 0.75 to 0.75 | 0.50, **missed** |" in table
+    assert "MISSED" in str(missed)
+    assert compared("work", "peer", [1.0], [1.0], agreement="same").is_met
+
+
+def test_the_readme_is_written_anew_between_its_marks_alone(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{outcome.BEGIN}\nold\n{outcome.END}\nafter\n")
+    rewrite(path, r"| new \1 |" + "\n")
+    assert path.read_text() == f"before\n{outcome.BEGIN}\n| new \\1 |\n{outcome.END}\nafter\n"
+    path.write_text("nothing")
+    with pytest.raises(ValueError, match=r"has no <!-- tests\.bench -->"):
+        rewrite(path, "")
+    assert outcome.BEGIN in bench.README.read_text()
+
+
+def test_operations_are_counted_as_by_hand():
+    layer = torch.nn.Conv2d(3, 8, 3, padding=1)
+    assert machine.flops(layer, torch.rand(2, 3, 5, 5)) == 2 * 2 * 25 * 8 * 27
+    assert machine.flops(networks.resnet18().eval(), torch.rand(1, 3, 32, 32)) == pytest.approx(1.11e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda: indicators.rows(images=4, steps=2, rounds=1),
+        lambda: training.rows(images=64, rounds=1),
+        lambda: weights.small(8, points=5, rounds=1, goal=0.33),
+    ],
+)
+def test_a_benchmark_runs_and_both_sides_agree(rows):
+    found = rows()
+    assert found
+    assert all(isinstance(row, Outcome) and row.ours > 0 and row.theirs > 0 and row.agreement for row in found)
+
+
+def test_unknown_benchmarks_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["pdg"])
+    assert "are no benchmarks, expected some of pgd" in capsys.readouterr().err
+
+
+def test_a_whole_plane_is_reckoned_from_two_small_ones():
+    """A start of 7 seconds and 0.5 seconds a cell: 9 cells and 1 say what 625 take."""
+    few, one = [7 + 9 * 0.5, 8 + 9 * 0.25], [7 + 0.5, 8 + 0.25]
+    assert weights.whole(few, one, 3, 625) == pytest.approx([7 + 625 * 0.5, 8 + 625 * 0.25])
