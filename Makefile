@@ -3,21 +3,31 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)-peers
 SET ?= digits
 # what JupyterLab writes anew at each save; .pre-commit-config.yaml strips the same
 KEYS := metadata.language_info
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test lint lab clean
+.PHONY: help figures test test-faults bench bench-quick lint lab clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 figures: $(READY)  ## Train the classifiers and draw the gallery (SET=digits)
 	$(BIN)/python -m figures build $(SET)
 
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+
+test-faults: $(READY)  ## Damage, fill up, lock, fuzz and kill -9 at length, as a table (a quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.faults
+
+bench: $(PEERS)/.ready  ## Hold gradlens against its peers, as a table (an hour; README's Speed)
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m tests.bench --json runs/bench.json
+
+bench-quick: $(PEERS)/.ready  ## The same on smaller work, in three minutes
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m tests.bench --quick
 
 lint: $(READY)  ## Check format, style, types, import directions and that notebooks hold no outputs
 	$(BIN)/ruff format --check .
@@ -31,7 +41,16 @@ lab: $(READY)  ## Open JupyterLab in notebooks/, with trained runs to look at
 	cd notebooks && $(abspath $(BIN))/python -m jupyter lab --ip 127.0.0.1
 
 clean:  ## Remove the environment, runs, figures and caches
-	rm -rf $(VENV) runs figures/out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PEERS) runs figures/out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+# The peers stand in an environment of their own that sees all of the first one: what they ask for is not installed, as
+# torchattacks would bring back a version of requests that JupyterLab refuses.
+$(PEERS)/.ready: $(READY) tests/bench/requirements.txt
+	$(BIN)/python -m venv $(PEERS)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/gradlens-dev.pth
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/bench/requirements.txt
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gradlens needs Python 3.11 or newer; name one with PYTHON=...")'
