@@ -1,5 +1,7 @@
 """What the benchmarks report is what they measured, and they still run: their numbers are nobody's test."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -52,6 +54,17 @@ def test_operations_are_counted_as_by_hand():
     layer = torch.nn.Conv2d(3, 8, 3, padding=1)
     assert machine.flops(layer, torch.rand(2, 3, 5, 5)) == 2 * 2 * 25 * 8 * 27
     assert machine.flops(networks.resnet18().eval(), torch.rand(1, 3, 32, 32)) == pytest.approx(1.11e9, rel=0.01)
+
+
+def test_a_processor_slow_in_bfloat16_says_so_and_is_spared_its_rows():
+    slow = machine.Machine("a processor", 1, "torch", 80.0, 8.0, 0.1, 0.2, 0.9)
+    assert not slow.is_fast_in_half
+    assert "8 in bfloat16 (slower: rows in bfloat16 are left out)" in str(slow)
+    fast = dataclasses.replace(slow, bfloat16=160.0)
+    assert fast.is_fast_in_half
+    assert "left out" not in str(fast)
+    found = weights.wide(2, points=5, part=3, rounds=1, half=False)
+    assert [("bfloat16" in row.work, "adaptive" in row.work) for row in found] == [(False, False), (False, True)]
 
 
 @pytest.mark.parametrize(

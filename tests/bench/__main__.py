@@ -18,33 +18,33 @@ from tests.bench import attacks, curvature, indicators, machine, outcome, pgd, t
 from tests.bench.outcome import Outcome
 
 README = Path(__file__).parents[2] / "README.md"
-Rows = Callable[[], list[Outcome]]
+Rows = Callable[[bool], list[Outcome]]  # is bfloat16 worth measuring?
 
 WHOLE: Mapping[str, Rows] = {
-    "pgd": lambda: pgd.rows(rounds=3),
-    "weights": lambda: [
+    "pgd": lambda half: pgd.rows(rounds=3, half=half),
+    "weights": lambda half: [
         *weights.small(32, rounds=3, goal=0.33),
         *weights.small(256, rounds=3, goal=1.0, sparse=0.35),
-        *weights.wide(),
+        *weights.wide(half=half),
     ],
-    "curvature": lambda: curvature.rows(rounds=3),
-    "attacks": attacks.rows,
-    "indicators": lambda: indicators.rows(rounds=3),
-    "training": lambda: training.rows(rounds=5),
+    "curvature": lambda _: curvature.rows(rounds=3),
+    "attacks": lambda _: attacks.rows(),
+    "indicators": lambda _: indicators.rows(rounds=3),
+    "training": lambda _: training.rows(rounds=5),
 }
 # On a GPU, where a device is named: the rows for which it is bought.
 ON_GPU: Mapping[str, Rows] = {
-    "pgd": lambda: pgd.rows(batch=512, rounds=5, device="cuda"),
-    "weights": lambda: weights.wide(part=9, rounds=3, device="cuda"),
-    "curvature": lambda: curvature.rows(rounds=3, device="cuda"),
+    "pgd": lambda half: pgd.rows(batch=512, rounds=5, device="cuda", half=half),
+    "weights": lambda half: weights.wide(part=9, rounds=3, device="cuda", half=half),
+    "curvature": lambda _: curvature.rows(rounds=3, device="cuda"),
 }
 # Smaller work, fewer rounds: what the rows are about in three minutes, with ratios that are good to a tenth.
 QUICK: Mapping[str, Rows] = {
-    "pgd": lambda: pgd.rows(batch=16, steps=3, rounds=2),
-    "weights": lambda: weights.small(32, points=11, rounds=2, goal=0.33),
-    "curvature": lambda: curvature.rows(rounds=1, precision=0.05, probes=20),
-    "indicators": lambda: indicators.rows(images=64, rounds=2),
-    "training": lambda: training.rows(images=256, rounds=2),
+    "pgd": lambda half: pgd.rows(batch=16, steps=3, rounds=2, half=half),
+    "weights": lambda _: weights.small(32, points=11, rounds=2, goal=0.33),
+    "curvature": lambda _: curvature.rows(rounds=1, precision=0.05, probes=20),
+    "indicators": lambda _: indicators.rows(images=64, rounds=2),
+    "training": lambda _: training.rows(images=256, rounds=2),
 }
 
 
@@ -68,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> int:
     broken = False
     for name in given.names or chosen:
         try:
-            found = chosen[name]()
+            found = chosen[name](limit.is_fast_in_half)
         except (RuntimeError, ValueError) as error:  # the other rows are worth having
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             broken = True

@@ -29,11 +29,18 @@ class Machine:
     both: float  # forward and back to the image
     share: float  # of the float32 rate that `both` reaches
 
+    @property
+    def is_fast_in_half(self) -> bool:
+        """Does bfloat16 gain time here? Processors without instructions for it compute it many times slower."""
+        return self.bfloat16 > self.float32
+
     def __str__(self) -> str:
+        half = "" if self.is_fast_in_half else " (slower: rows in bfloat16 are left out)"
         return (
             f"{self.name}, {self.threads} thread(s), {self.versions}: products of matrices at {self.float32:.0f} "
-            f"GFLOP/s in float32, {self.bfloat16:.0f} in bfloat16; ResNet-18 on {BATCH} images of 32 x 32 forward "
-            f"{self.forward:.2f} s, forward and back to the image {self.both:.2f} s, {self.share:.0%} of that rate"
+            f"GFLOP/s in float32, {self.bfloat16:.0f} in bfloat16{half}; ResNet-18 on {BATCH} images of 32 x 32 "
+            f"forward {self.forward:.2f} s, forward and back to the image {self.both:.2f} s, "
+            f"{self.share:.0%} of that rate"
         )
 
 
