@@ -63,7 +63,7 @@ def test_a_processor_slow_in_bfloat16_says_so_and_is_spared_its_rows():
     fast = dataclasses.replace(slow, bfloat16=160.0)
     assert fast.is_fast_in_half
     assert "left out" not in str(fast)
-    found = weights.wide(2, points=5, part=3, rounds=1, half=False)
+    found = weights.wide(1, points=3, part=3, rounds=1, half=False)
     assert [("bfloat16" in row.work, "adaptive" in row.work) for row in found] == [(False, False), (False, True)]
 
 
@@ -87,7 +87,10 @@ def test_unknown_benchmarks_are_refused(capsys):
     assert "are no benchmarks, expected some of pgd" in capsys.readouterr().err
 
 
-def test_a_whole_plane_is_reckoned_from_two_small_ones():
-    """A start of 7 seconds and 0.5 seconds a cell: 9 cells and 1 say what 625 take."""
-    few, one = [7 + 9 * 0.5, 8 + 9 * 0.25], [7 + 0.5, 8 + 0.25]
-    assert weights.whole(few, one, 3, 625) == pytest.approx([7 + 625 * 0.5, 8 + 625 * 0.25])
+def test_passes_are_counted_through_copies_too():
+    """Nine cells of loss-landscapes are nine passes; ours check the centre against the plain loss besides."""
+    model, (x, y) = networks.small(), networks.patterns(4, (1, 28, 28))
+    assert weights.passes(lambda: weights.theirs(model, x, y, 3)) == 9
+    assert weights.passes(lambda: model(x)) == 1
+    few, many = (weights.passes(lambda: weights.ours(model, x, y, n)) for n in (3, 5))  # noqa: B023 (called at once)
+    assert many - few == 25 - 9

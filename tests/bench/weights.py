@@ -2,16 +2,16 @@
 
 Both see the same images, all of them in the model at once. First loss-landscapes measures our plane, cell by cell, and
 must find our values. A small convolutional network with batch norm, with 32 and with 256 images, the whole 25 x 25; and
-a ResNet-18 with 256 images, where a cell costs the same wherever it lies: a plane of 3 x 3 cells and one of a single
-cell give the seconds of a cell and those of what comes before the first, and from both the whole plane is reckoned;
-what the adaptive grid leaves out there is counted on a whole grid with fewer images.
+a ResNet-18 with 256 images, where a cell costs the same wherever it lies: a plane of 3 x 3 cells is timed, and the
+whole one reckoned by the forward passes that both take, which are counted with fewer images; so is what the adaptive
+grid leaves out there.
 """
 
 import argparse
 import copy
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import loss_landscapes
 import torch
@@ -69,10 +69,20 @@ def small(images: int, *, points: int = 25, rounds: int = 5, goal: float, sparse
     ]  # fmt: skip
 
 
-def whole(few: Sequence[float], one: Sequence[float], part: int, cells: float) -> list[float]:
-    """Seconds of a plane of so many cells, from those of part x part cells and those of one, round by round."""
-    each = [(a - b) / (part**2 - 1) for a, b in zip(few, one, strict=True)]
-    return [b + (cells - 1) * cell for b, cell in zip(one, each, strict=True)]
+def passes(measure: Callable[[], object]) -> int:
+    """How often a network with one linear layer, or a copy of it, is run."""
+    count = 0
+
+    def seen(module: nn.Module, *_: object) -> None:
+        nonlocal count
+        count += isinstance(module, nn.Linear)
+
+    hook = nn.modules.module.register_module_forward_hook(seen)
+    try:
+        measure()
+    finally:
+        hook.remove()
+    return count
 
 
 def wide(
@@ -88,34 +98,36 @@ def wide(
     x, y = (t.to(device) for t in networks.patterns(images, (3, 32, 32)))
     model = networks.resnet18().to(device)
     networks.trained(model, x[:64], y[:64], 20, 1e-3)
-    sides = {"full": functools.partial(ours, model, x, y), "theirs": functools.partial(theirs, model, x, y)}
+    sides = {"full": functools.partial(ours, model), "theirs": functools.partial(theirs, model)}
     if half:
-        sides["half"] = functools.partial(ours, gl.prepare(model, precision="bfloat16"), x, y)
+        sides["half"] = functools.partial(ours, gl.prepare(model, precision="bfloat16"))
     agreement = checked(model, x[:32], y[:32], part)
-    runs = {f"{name} {n}": functools.partial(run, points=n) for n in (1, part) for name, run in sides.items()}
-    seconds = in_turns(runs, rounds)
-    few = 16
-    sparse = ours(model, x[:few], y[:few], points, TOLERANCE)
-    share = float(sparse.measured.double().mean())
+    seconds = in_turns({name: functools.partial(run, x, y, part) for name, run in sides.items()}, rounds)
+    few = (x[:16], y[:16])
+    grown = {
+        name: passes(lambda: run(*few, points)) / passes(lambda: run(*few, part))  # noqa: B023 (called at once)
+        for name, run in sides.items()
+    }
+    share = float(ours(model, *few, points, TOLERANCE).measured.double().mean())
 
-    def reckoned(name: str, cells: float) -> list[float]:
-        return whole(seconds[f"{name} {part}"], seconds[f"{name} 1"], part, cells)
+    def reckoned(name: str, part_of_it: float = 1.0) -> list[float]:
+        return [second * grown[name] * part_of_it for second in seconds[name]]
 
     work = f"weight plane {points} x {points}, ResNet-18, {images} images"
-    note = f"reckoned from {part} x {part} cells and a single one"
-    left_out = f"{note}; the share of cells measured on the whole grid of {few} images is {share:.3f}"
+    note = f"reckoned from {part} x {part} cells"
+    left_out = f"{note}; the share of cells measured on the whole grid of {len(few[0])} images is {share:.3f}"
     kinds = [
-        ("full", "", points**2, 1.0, note),
-        ("full", ", adaptive", share * points**2, 0.35, left_out),
-        ("half", ", bfloat16", points**2, 0.35, note),
-        ("half", ", adaptive in bfloat16", share * points**2, 0.35, left_out),
+        ("full", "", 1.0, 1.0, note),
+        ("full", ", adaptive", share, 0.35, left_out),
+        ("half", ", bfloat16", 1.0, 0.35, note),
+        ("half", ", adaptive in bfloat16", share, 0.35, left_out),
     ]
     return [
         compared(
-            work + how, "loss-landscapes", reckoned(name, cells), reckoned("theirs", points**2), at_most=goal,
+            work + how, "loss-landscapes", reckoned(name, part_of_it), reckoned("theirs"), at_most=goal,
             agreement=agreement, note=said,
         )
-        for name, how, cells, goal, said in kinds if name in sides
+        for name, how, part_of_it, goal, said in kinds if name in sides
     ]  # fmt: skip
 
 
