@@ -18,24 +18,44 @@ BEGIN, END = "<!-- figures.{} -->", "<!-- /figures.{} -->"
 def keep(out: Path, place: Path, readme: Path | None = None) -> Path:
     """Copy what is worth keeping of the set that was built in `out` to `place`, which it replaces as a whole.
 
-    In the README, if given, what stands between the set's marks becomes its findings. Raises ValueError for a set that
-    was not built, or not with all of its notebooks, for a place with another use, and for a README without the marks.
+    A notebook that was not built there stays as it was kept before, under its own commit: hours of work may be done in
+    several places. In the README, if given, what stands between the set's marks becomes its findings. Raises ValueError
+    for a set of which nothing was built, for a place with another use, and for a README without the marks.
     """
     made = manifest.read(out)
-    if unbuilt := [book["name"] for book in made["notebooks"] if book["status"] != "built"]:
-        raise ValueError(f"out is {out}, where {', '.join(unbuilt)} are not built; build the whole set first")
     if place.name in TAKEN or (place.exists() and not (place / "manifest.json").is_file()):
         raise ValueError(f"to is {place}, which holds something else, expected a folder of kept figures, or none")
+    before = manifest.read(place) if place.exists() else {**made, "notebooks": [], "figures": []}
+    if before["set"] != made["set"]:
+        raise ValueError(f"to is {place}, where the set {before['set']!r} is kept, expected {made['set']!r} or none")
+    if not (built := _built(made)):
+        raise ValueError(f"out is {out}, where no notebook is built; build the set first")
+    rows = {book["name"]: book for book in before["notebooks"] if book["name"] in _built(before) - built}
     unfinished = place.with_name(f".{place.name}{stamp.UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for name in rows:
+        shutil.copytree(place / name, unfinished / name)
+    figures = {(figure["notebook"]["name"], figure["name"]): figure for figure in before["figures"]}
+    figures = {key: figure for key, figure in figures.items() if key[0] in rows}
     for figure in made["figures"]:
-        _keep(figure, out, unfinished)
-    shutil.copyfile(out / "manifest.json", unfinished / "manifest.json")
+        if figure["notebook"]["name"] in built:
+            _keep(figure, out, unfinished)
+            figures[figure["notebook"]["name"], figure["name"]] = figure
+    books = [rows.get(book["name"], book) for book in made["notebooks"]]
+    order = [book["name"] for book in books]
+    shown = [figures[key] for key in sorted(figures, key=lambda key: order.index(key[0])) if key[0] in order]
+    made |= {"notebooks": books, "figures": shown}
+    stamp.replace(unfinished / "manifest.json", json.dumps({**made, "sha256": stamp.seal(made)}, indent=1))
     if readme is not None:
         rewrite(readme, made["set"], findings(unfinished))
     shutil.rmtree(place, ignore_errors=True)
     unfinished.rename(place)
     return place
+
+
+def _built(made: Mapping[str, Any]) -> set[str]:
+    return {book["name"] for book in made["notebooks"] if book["status"] == "built"}
 
 
 def findings(place: Path) -> str:
@@ -111,5 +131,7 @@ def summary(place: Path) -> str:
     """What lies in a folder of kept figures, in a line."""
     files = [path for path in place.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    built = json.loads((place / "manifest.json").read_text(encoding="utf-8"))["built_at"]
-    return f"{place}: {len(files)} files, {size / 1e6:.1f} MB, built {built}"
+    made = manifest.read(place)
+    missing = [book["name"] for book in made["notebooks"] if book["name"] not in _built(made)]
+    rest = f"; not yet: {', '.join(missing)}" if missing else ""
+    return f"{place}: {len(files)} files, {size / 1e6:.1f} MB, built {made['built_at']}{rest}"

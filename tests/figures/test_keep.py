@@ -1,12 +1,13 @@
 """What is kept of a set: whole, small, traceable; findings are read off the tables."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from figures import keep, manifest
+from figures import keep, manifest, stamp
 
 ROOT = Path(__file__).parents[2]
 LINES = """
@@ -33,11 +34,17 @@ worst case, RL - SL: +0.000 [-0.010, +0.010] |
 """
 
 
+TABLE = """
+from pathlib import Path
+import pandas as pd
+pd.DataFrame({"a": [0.5, 1.0], "b": ["x", "y, z"]}).to_parquet(Path(out) / "one_figure.parquet")
+"""
+
+
 @pytest.fixture
 def built(house):
     """A set whose second notebook is one of claims."""
-    table = "pd.DataFrame({'a': [0.5, 1.0], 'b': ['x', 'y, z']}).to_parquet(Path(out) / 'one_figure.parquet')"
-    house.notebook("one", house.figure("one_figure"), f"import pandas as pd\nfrom pathlib import Path\n{table}")
+    house.notebook("one", house.figure("one_figure"), TABLE)
     house.notebook("two", house.figure("claims"), LINES)
     house.edit_set('name = "two"', 'name = "two"\ntitle = "A place"')
     assert house.build() == 0
@@ -84,10 +91,43 @@ def test_what_cannot_be_kept_is_refused_and_nothing_is_touched(built, capsys):
     readme.write_text("no marks")
     assert "has no <!-- figures.tiny -->" in refused("--readme")
     assert not (built.root / "figures" / "tiny").exists()
-    (built.out / "two" / "stamp.json").unlink()
-    assert built.build("--only", "one") == 0
-    assert "two are not built; build the whole set first" in refused()
     assert "no manifest.json" in refused("--out", str(built.root))
+    assert built.run("keep", "tiny") == 0
+    kept = built.root / "figures" / "tiny"
+    made = manifest.read(kept) | {"set": "another"}
+    (kept / "manifest.json").write_text(json.dumps({**made, "sha256": stamp.seal(made)}))
+    assert "where the set 'another' is kept, expected 'tiny'" in refused()
+    shutil.rmtree(built.out / "one")
+    (built.out / "two" / "stamp.json").unlink()
+    made = manifest.read(built.out)
+    made["notebooks"] = [{**book, "status": "missing"} for book in made["notebooks"]]
+    (built.out / "manifest.json").write_text(json.dumps({**made, "sha256": stamp.seal(made)}))
+    shutil.rmtree(kept)
+    assert "no notebook is built; build the set first" in refused()
+
+
+def test_what_is_built_elsewhere_joins_what_was_kept_before(built, capsys):
+    """A fresh folder in which one notebook alone is built: the other stays, with its commit, pictures and tables."""
+    assert built.run("keep", "tiny", "--readme") == 0
+    kept = built.root / "figures" / "tiny"
+    before, table = manifest.read(kept), (kept / "two" / "claims.csv").read_bytes()
+    shutil.rmtree(built.out)
+    built.notebook("one", built.figure("one_figure"), TABLE, "print('another try')")
+    assert built.build("--only", "one") == 0
+    assert [book["status"] for book in manifest.read(built.out)["notebooks"]] == ["built", "missing"]
+    capsys.readouterr()
+    assert built.run("keep", "tiny", "--readme") == 0
+    assert "not yet" not in capsys.readouterr().out
+    after = manifest.read(kept)
+    assert after["notebooks"][1] == before["notebooks"][1]
+    assert after["notebooks"][0]["sha256"] != before["notebooks"][0]["sha256"]
+    assert [figure["name"] for figure in after["figures"]] == ["one_figure", "claims"]
+    assert (kept / "two" / "claims.csv").read_bytes() == table
+    assert FOUND in (built.root / "README.md").read_text()
+    shutil.rmtree(kept)
+    assert built.run("keep", "tiny") == 0
+    assert "; not yet: two" in capsys.readouterr().out
+    assert keep.findings(kept) == ""
 
 
 def test_the_findings_of_the_readme_are_those_that_are_kept():
