@@ -38,7 +38,7 @@ def test_the_leading_parameters_are_literals_with_a_type_and_a_comment(path: Pat
     assigned = ast.parse(cell.source).body
     assert [statement.target.id for statement in assigned][: len(LEADING)] == LEADING
     for statement, line in zip(assigned, cell.source.splitlines(), strict=True):
-        kind = {"str": str, "int": int, "float": float}[statement.annotation.id]
+        kind = {"str": str, "int": int, "float": float, "bool": bool}[statement.annotation.id]
         assert isinstance(ast.literal_eval(statement.value), kind)
         assert len(line.partition("  # ")[2]) > 10, line
 
