@@ -151,11 +151,11 @@ def load(path: str | Path) -> Run:
         raise ValueError(f"run {str(path)!r}: run.json is damaged or of another version: {error!r}") from error
 
 
-def load_all(folder: str | Path) -> list[Run]:
+def load_all(folder: str | Path, only: str = "") -> list[Run]:
     """The finished runs in a folder, by arm (SL, RL, SL-adv, RL-adv, then the others, each kind before what is called
-    otherwise) and seed.
+    otherwise) and seed; with `only`, those of the arms that it names, with | between them, as in "SL | RL".
 
-    Raises ValueError naming the folder where there is none, and how to make some.
+    Raises ValueError naming the folder where there is none, and how to make some, and for an arm that is not there.
     """
     runs = [load(record.parent) for record in find(folder).glob("*/run.json")]
     if not runs:
@@ -163,6 +163,11 @@ def load_all(folder: str | Path) -> list[Run]:
             f"runs {str(folder)!r} holds no finished run, expected a folder of runs; make one with: "
             f"python -m training sweep training/sweeps/digits.toml --out {folder}"
         )
+    if wanted := {name.strip() for name in only.split("|")} - {""}:
+        there = {run.arm for run in runs}
+        if unknown := sorted(wanted - there):
+            raise ValueError(f"only names {', '.join(map(repr, unknown))}, expected arms of {sorted(there)}")
+        runs = [run for run in runs if run.arm in wanted]
 
     def order(run: Run) -> tuple[Any, ...]:
         phases = schedule.parse(run.config.schedule)

@@ -79,6 +79,9 @@ def test_runs_come_in_the_order_of_arms_and_seeds(tiny, tmp_path):
     (tmp_path / "0" / "run.json").unlink()
     runs = load_all(tmp_path)
     assert [(run.arm, run.config.seed) for run in runs] == [("SL", 0), ("SL", 1), ("RL", 0), ("SL-adv", 0)]
+    assert [run.path.name for run in load_all(tmp_path, "RL|SL ")] == ["d", "b", "a"]
+    with pytest.raises(ValueError, match=r"only names 'rl', expected arms of \['RL', 'SL', 'SL-adv'\]"):
+        load_all(tmp_path, "SL | rl")
     table = histories(runs)
     assert table[["run", "arm", "seed", "phase", "epoch"]].to_numpy().tolist() == [
         ["d", "SL", 0, "sl", 1],
