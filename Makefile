@@ -17,8 +17,11 @@ help:  ## Show this list
 figures: $(READY)  ## Train the classifiers and draw the gallery (SET=digits)
 	$(BIN)/python -m figures build $(SET)
 
+# The fast tests check the shapes of all arguments as they run, which costs a third of the time; the slow ones run the
+# code as users do.
 test: $(READY)  ## Run all tests
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not slow' tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow -o addopts='--strict-markers -ra' tests
 
 test-faults: $(READY)  ## Damage, fill up, lock, fuzz and kill -9 at length, as a table (a quarter of an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.faults
