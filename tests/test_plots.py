@@ -246,7 +246,10 @@ def test_an_arm_keeps_its_colour_and_others_take_the_rest_in_order():
     assert [plots.colour(name) for name in ("C", "B", "A")] == others[::-1], "wherever they are drawn again"
     many = [str(i) for i in range(8)]
     plots.style()
-    assert len({plots.colour(name, many) for name in (*many, *plots.COLOURS)}) == 13
+    given = [plots.colour(name, many) for name in (*many, *plots.COLOURS)]
+    assert len(set(given)) == 13
+    plots.style(many)  # one that is drawn alone keeps its place among all
+    assert plots.colour("5") == given[5]
 
 
 @pytest.fixture

@@ -51,9 +51,11 @@ def look() -> Any:  # matplotlib has a type of its own for a dict of settings
     }
 
 
-def style() -> None:
-    """Give all figures this look, and colours to names anew. For notebooks: it changes global settings."""
+def style(names: Sequence[str] = ()) -> None:
+    """Give all figures this look, and colours to names anew, in order. For notebooks: it changes global settings."""
     _given.clear()
+    for name in names:
+        colour(name)
     sns.set_theme(style="ticks", context="notebook", font_scale=0.9)
     mpl.rcParams |= look()
 
