@@ -18,14 +18,14 @@ from tests.bench import attacks, curvature, indicators, machine, outcome, pgd, t
 from tests.bench.outcome import Outcome
 
 README = Path(__file__).parents[2] / "README.md"
-Rows = Callable[[bool], list[Outcome]]  # is bfloat16 worth measuring?
+Rows = Callable[[machine.Machine], list[Outcome]]
 
 WHOLE: Mapping[str, Rows] = {
-    "pgd": lambda half: pgd.rows(rounds=3, half=half),
-    "weights": lambda half: [
+    "pgd": lambda limit: pgd.rows(rounds=3, half=limit.is_fast_in_half),
+    "weights": lambda limit: [
         *weights.small(32, rounds=3, goal=0.33),
         *weights.small(256, rounds=3, goal=1.0, sparse=0.35),
-        *weights.wide(half=half),
+        *weights.wide(half=limit.is_fast_in_half),
     ],
     "curvature": lambda _: curvature.rows(rounds=3),
     "attacks": lambda _: attacks.rows(),
@@ -34,13 +34,14 @@ WHOLE: Mapping[str, Rows] = {
 }
 # On a GPU, where a device is named: the rows for which it is bought.
 ON_GPU: Mapping[str, Rows] = {
-    "pgd": lambda half: pgd.rows(batch=512, rounds=5, device="cuda", half=half),
-    "weights": lambda half: weights.wide(part=9, rounds=3, device="cuda", half=half),
+    "pgd": lambda limit: pgd.rows(batch=512, rounds=5, device="cuda", half=limit.is_fast_in_half),
+    "weights": lambda limit: weights.wide(part=9, rounds=3, device="cuda", half=limit.is_fast_in_half),
     "curvature": lambda _: curvature.rows(rounds=3, device="cuda"),
+    "training": lambda limit: training.on_gpu(limit.convolutions * 1e9),
 }
 # Smaller work, fewer rounds: what the rows are about in three minutes, with ratios that are good to a tenth.
 QUICK: Mapping[str, Rows] = {
-    "pgd": lambda half: pgd.rows(batch=16, steps=3, rounds=2, half=half),
+    "pgd": lambda limit: pgd.rows(batch=16, steps=3, rounds=2, half=limit.is_fast_in_half),
     "weights": lambda _: weights.small(32, points=11, rounds=2, goal=0.33),
     "curvature": lambda _: curvature.rows(rounds=1, precision=0.05, probes=20),
     "indicators": lambda _: indicators.rows(images=64, rounds=2),
@@ -53,7 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(WHOLE))
     parser.add_argument("--quick", action="store_true", help="in under three minutes")
-    parser.add_argument("--gpu", action="store_true", help="on a CUDA device, in under ten minutes; never tried so far")
+    parser.add_argument("--gpu", action="store_true", help="on a CUDA device, in under ten minutes")
     parser.add_argument("--json", type=Path, help="a file for the numbers")
     parser.add_argument("--readme", action="store_true", help="write the table into README.md")
     parser.add_argument("--threads", type=int, default=1)
@@ -68,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
     broken = False
     for name in given.names or chosen:
         try:
-            found = chosen[name](limit.is_fast_in_half)
+            found = chosen[name](limit)
         except (RuntimeError, ValueError) as error:  # the other rows are worth having
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             broken = True

@@ -1,11 +1,13 @@
 """Is the loop fast? python -m tests.bench.training: ratios within one run, epochs in turns.
 
 A policy-gradient epoch may cost 1.05 supervised ones. A supervised epoch must reach 85% of the throughput of a bare
-forward, backward, step loop on the same batches. cnn_small on synthetic images of Fashion-MNIST's size.
+forward, backward, step loop on the same batches. cnn_small on synthetic images of Fashion-MNIST's size; on a GPU,
+ResNet-18 on Fashion-MNIST itself where `python -m training prepare` has brought it, with images a second.
 """
 
 import argparse
 import itertools
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,8 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from gradlens import Ball
+from tests.bench import machine
 from tests.bench.outcome import Outcome, compared, in_turns
-from training import checkpoint, loop, optimize
+from training import checkpoint, data, loop, optimize
 from training.config import Config
 from training.data import Data, Split
 from training.randomness import Generators
@@ -62,12 +65,7 @@ def bare(dataset: Data, **options: object) -> Callable[[int], None]:
 def rows(*, images: int = 2048, batch: int = 64, rounds: int = 7) -> list[Outcome]:
     """An epoch of RL against one of SL, and one of SL against a bare loop over the same batches."""
     dataset = clothes(images)
-    runs = {
-        "rl": counting(ours("rl", dataset, batch=batch)),
-        "sl": counting(ours("sl", dataset, batch=batch)),
-        "bare": counting(bare(dataset, batch=batch)),
-    }
-    seconds = in_turns(runs, rounds)
+    seconds = in_turns(_epochs(dataset, batch=batch), rounds)
     said = f"the same batches of {batch}, cnn_small"
     return [
         compared(f"an epoch of RL, {images} images", "an epoch of SL", seconds["rl"], seconds["sl"], at_most=1.05,
@@ -75,6 +73,45 @@ def rows(*, images: int = 2048, batch: int = 64, rounds: int = 7) -> list[Outcom
         compared(f"an epoch of SL, {images} images", "a bare loop", seconds["sl"], seconds["bare"], at_most=1 / 0.85,
                  agreement=said),
     ]  # fmt: skip
+
+
+def on_gpu(rate: float, *, batch: int = 512, rounds: int = 2) -> list[Outcome]:
+    """Epochs of ResNet-18 in float32 and bfloat16 against a bare loop in float32; `rate` is the chip's for convolutions."""
+    try:
+        dataset = data.load("fashion-mnist")
+    except ValueError:  # not brought here
+        dataset = clothes(54_000)
+    options = {"batch": batch, "model": "resnet18"}
+    half = counting(ours("sl", dataset, precision="bfloat16", **options))
+    seconds = in_turns({**_epochs(dataset, **options), "half": half}, rounds)
+    model = checkpoint.build(Config(model="resnet18"), dataset).eval()
+    each = 3 * machine.flops(model, dataset.validation.at(torch.arange(1))[0])  # there, back to weights and to inputs
+    count = len(dataset.train)
+
+    def pace(name: str) -> str:
+        a_second = count / statistics.median(seconds[name])
+        return f"{a_second:.0f} images a second, {a_second * each / rate:.0%} of the chip's rate for float32"
+
+    work = f"ResNet-18 on {dataset.name}, {count} images"
+    said = f"the same batches of {batch}"
+    return [
+        compared(f"an epoch of {arm}, {work}{kind}", against, seconds[name], seconds[other], agreement=said,
+                 note=pace(name))
+        for arm, name, kind, other, against in (
+            ("RL", "rl", "", "sl", "an epoch of SL"),
+            ("SL", "sl", "", "bare", "a bare loop"),
+            ("SL", "half", ", bfloat16", "bare", "a bare loop, float32"),
+        )
+    ]  # fmt: skip
+
+
+def _epochs(dataset: Data, **options: object) -> dict[str, Callable[[], None]]:
+    """What is timed in turns: an epoch of each kind, one after the other."""
+    return {
+        "rl": counting(ours("rl", dataset, **options)),
+        "sl": counting(ours("sl", dataset, **options)),
+        "bare": counting(bare(dataset, **options)),
+    }
 
 
 def counting(run: Callable[[int], None]) -> Callable[[], None]:

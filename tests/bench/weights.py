@@ -35,7 +35,8 @@ def ours(model: nn.Module, x: Tensor, y: Tensor, points: int, adaptive: float | 
 def theirs(model: nn.Module, x: Tensor, y: Tensor, points: int) -> None:
     """random_plane on a copy; 'layer', since its 'filter' divides by zero where a bias is zero."""
     metric = loss_landscapes.metrics.Loss(nn.CrossEntropyLoss(), x, y)
-    loss_landscapes.random_plane(copy.deepcopy(model), metric, steps=points, normalization="layer")
+    with x.device:  # it draws its directions where torch draws by default, and so fails on a GPU
+        loss_landscapes.random_plane(copy.deepcopy(model), metric, steps=points, normalization="layer")
 
 
 def checked(model: nn.Module, x: Tensor, y: Tensor, points: int) -> str:
