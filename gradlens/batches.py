@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .ball import Ball
 from .door import admit, check_ball, check_count, check_generator, check_images, check_labels, lacks_memory
 from .draws import Draws, keys, seed
-from .folding import LOOK, Folding, folding
+from .folding import LOOK, Folding, folding, unfolded
 from .model import frozen, logits
 from .provenance import Made, made
 from .types import Images, ImagesLike, Labels, LabelsLike, Logits
@@ -44,7 +44,7 @@ class Folder:
 
     def __init__(self, model: nn.Module, *, may_fold: bool) -> None:
         self.model = model
-        self.found: Folding | None = None if may_fold else Folding()
+        self.found: Folding | None = None if may_fold else unfolded(model)
         self.fits: tuple[Images, Folding] | None = None  # the last chunk, and what of `found` suits it
         self.folded = 0  # batch norms that were folded in some chunk
 
@@ -53,7 +53,7 @@ class Folder:
         if self.found is None:
             self.found = folding(self.model, x[:LOOK])
         if self.fits is None or self.fits[0] is not x:
-            self.fits = (x, self.found if self.found.holds(self.model, x, answer) else Folding())
+            self.fits = (x, self.found if self.found.holds(self.model, x, answer) else unfolded(self.model))
             self.folded = max(self.folded, len(self.fits[1].pairs))
         return self.fits[1]()
 
@@ -99,14 +99,15 @@ def measured(
                         model, part, given, stochastic=stochastic, probe=not parts, offset=where.start,
                         averages=call if "samples" in options else "",
                     )  # fmt: skip
-                    hashes = keys(part)
-                    draws = functools.cache(lambda hashes=hashes: Draws.of(seeded(), hashes))
+                    host = part.detach().cpu()  # before a GPU is busy; hashed while it is
+                    hashes = functools.cache(lambda host=host: keys(host))
+                    draws = functools.cache(lambda hashes=hashes: Draws.of(seeded(), hashes()))
                     folded = functools.partial(folder, part, answer)
                     parts.append(run(Chunk(part, given, where, draws, folded)))
                 except (RuntimeError, MemoryError) as error:
                     size = smaller(size, len(part), error)
                     continue
-                for mark, label in zip(hashes, given.tolist(), strict=True):
+                for mark, label in zip(hashes(), given.tolist(), strict=True):
                     fingerprint.update(mark + label.to_bytes(8, "little", signed=True))
                 start += len(part)
                 bar.update(len(part))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .ball import Ball
-from .model import arithmetic, at_least_single, forward, frozen, logits
+from .model import at_least_single, forward, frozen, logits, rounding
 from .types import Images, ImagesLike, Labels, LabelsLike, Logits
 
 PROBE = 16  # samples that are run twice to see whether the model answers the same
@@ -248,9 +248,8 @@ def _refuse_mixing(model: nn.Module, x: Images, together: Logits) -> None:
     except (RuntimeError, ValueError):  # batch statistics of a single value
         gap = torch.tensor(torch.inf)
     # other kernels for other batch sizes round differently, in half precision by up to a hundredth
-    if gap > (5e-2 if arithmetic(model, x) in (torch.float16, torch.bfloat16) else 1e-3) * together.abs().amax().clamp(
-        min=1e-30
-    ):
+    allowed = max(1e-3, min(5e-2, 10 * rounding(model, x)))
+    if gap > allowed * together.abs().amax().clamp(min=1e-30):
         raise ValueError(
             f"model mixes the samples of a batch: an image alone and the same image among {len(x)} get logits that "
             f"differ by {gap:.3g}; expected answers that depend on one sample alone (batch norm: running statistics)"

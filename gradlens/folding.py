@@ -9,8 +9,8 @@ batch size or another machine can.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from torch.autograd.graph import Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from .door import lacks_memory
-from .model import arithmetic, forward, logits
-from .prepared import Prepared
+from .model import arithmetic, forward, logits, rounding
+from .prepared import Prepared, products
 from .types import Direction, Images, Logits, PerSample
 
 NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d, nn.Linear: nn.BatchNorm1d}
@@ -32,7 +32,7 @@ IMAGES = 4  # dimensions of the weight of a convolution of images
 ROUNDING = 100  # how many units in the last place the largest logit may move
 TURNED, MOST_TURNED = 0.01, 0.2  # by how much of its length rounding may move a gradient in float32: the median, any
 LOOK = 4  # images on which a model is looked into; whether what is found suits a chunk, all of its images say
-COARSE = 10  # the same where each unit is nearly a hundredth, in bfloat16
+COARSE, FINE = 10, 1e-4  # the same where a unit is larger than this: a thousandth in TF32, a hundredth in bfloat16
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Folding:
 
     pairs: tuple[Pair, ...] = ()
     laid: tuple[Laid, ...] = ()
+    prepared: Prepared | None = None  # whose compiled code runs meanwhile
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -72,7 +73,8 @@ class Folding:
             for pair in self.pairs:
                 pair.layer._parameters.update(weight=pair.weight, bias=pair.bias)
                 pair.norm.forward = _same
-            yield
+            with nullcontext() if self.prepared is None else self.prepared.hot():
+                yield
         finally:
             for layer, parameters in held:
                 layer._parameters.update(parameters)
@@ -85,8 +87,8 @@ class Folding:
         if not self.pairs and not self.laid:
             return True
         try:
-            with self():
-                return same_answer(logits(model, x), before, arithmetic(model, x))
+            with replace(self, prepared=None)():
+                return same_answer(logits(model, x), before, rounding(model, x))
         except Exception as error:  # the model looks at what was folded away
             if lacks_memory(error):
                 raise
@@ -96,7 +98,7 @@ class Folding:
         """Without the pairs whose batch norm moves along these directions through weight space."""
         moved = {name.rpartition(".")[0] for direction in directions for name in direction}
         norms = {module for name, module in model.named_modules() if name in moved}
-        return Folding(tuple(pair for pair in self.pairs if pair.norm not in norms), self.laid)
+        return replace(self, pairs=tuple(pair for pair in self.pairs if pair.norm not in norms))
 
     def turned(self, model: nn.Module, direction: Direction) -> Direction:
         """A direction through weight space as the folded layers take it: what multiplies the weights, multiplies it."""
@@ -114,21 +116,56 @@ def folding(model: nn.Module, x: Images) -> Folding:
     kinds = {p.dtype for p in model.parameters()}
     compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
     is_half = arithmetic(model, x) == torch.bfloat16
+    plain = unfolded(model)
     if isinstance(model, Prepared):  # whether it is the same to rounding shows where rounding is small
-        compiled, model = compiled or model.is_compiled, model.model
+        model = model.model
     if compiled or not kinds <= {torch.float32, torch.float64}:
-        return Folding()  # half precision would be rounded elsewhere; a compiled model would be compiled again
-    try:
-        found = _found(model, x)
-    except Exception:  # a model that cannot be looked into is measured as it is
-        return Folding()
-    wanted = _layouts(model, is_half=is_half)
-    for laid in (wanted, ()) if wanted else ((),):  # some models look at how their numbers lie in memory
-        format = torch.channels_last if laid else torch.preserve_format
-        fold = Folding(tuple(_pair(layer, norm, format) for layer, norm in found), laid)
-        if (found or laid) and _agrees(model, fold, x):
-            return fold
-    return Folding()
+        return plain  # half precision would be rounded elsewhere; what somebody compiled would be compiled again
+    with products("ieee"):
+        try:
+            found = _found(model, x)
+        except Exception:  # a model that cannot be looked into is measured as it is
+            return plain
+        wanted = _layouts(model, is_half=is_half)
+        for laid in (wanted, ()) if wanted else ((),):  # some models look at how their numbers lie in memory
+            format = torch.channels_last if laid else torch.preserve_format
+            fold = replace(plain, pairs=tuple(_pair(layer, norm, format) for layer, norm in found), laid=laid)
+            if (found or laid) and _agrees(model, fold, x):
+                return _at_home(fold)
+    return plain
+
+
+def unfolded(model: nn.Module) -> Folding:
+    """The model as it is, compiled where it was prepared so."""
+    return Folding(prepared=model if isinstance(model, Prepared) else None)
+
+
+def _at_home(fold: Folding) -> Folding:
+    """The same weights where compiled code met those of an earlier call: it knows them by their place in memory."""
+    if fold.prepared is None or not fold.prepared.is_compiled:
+        return fold
+    room = fold.prepared.room
+
+    def kept(layer: nn.Module, *new: nn.Parameter) -> tuple[nn.Parameter, ...]:
+        old = room.setdefault(layer, new)
+        if [_form(p) for p in old] != [_form(p) for p in new]:
+            room[layer] = old = new
+        with torch.no_grad():
+            for place, values in zip(old, new, strict=True):
+                place.copy_(values)
+        return old
+
+    pairs = []
+    for pair in fold.pairs:
+        weight, bias = kept(pair.layer, pair.weight, pair.bias)
+        pairs.append(replace(pair, weight=weight, bias=bias))
+    paired = {pair.layer for pair in pairs}
+    laid = [replace(part, weight=kept(part.layer, part.weight)[0]) for part in fold.laid if part.layer not in paired]
+    return replace(fold, pairs=tuple(pairs), laid=tuple(laid))
+
+
+def _form(t: Tensor) -> tuple[object, ...]:
+    return t.shape, t.stride(), t.dtype, t.device
 
 
 def _layouts(model: nn.Module, *, is_half: bool) -> tuple[Laid, ...]:
@@ -241,17 +278,17 @@ def _answer(model: nn.Module, x: Images) -> tuple[Logits, Images]:
     return answer.detach(), slope
 
 
-def same_answer(after: Logits, before: Logits, kind: torch.dtype | None = None) -> bool:
+def same_answer(after: Logits, before: Logits, eps: float | None = None) -> bool:
     """Do these logits differ by rounding only, sample by sample? What all classes have in common does not count.
 
-    `kind` is the arithmetic that they come from, if it is not their own type.
+    `eps` is that of the arithmetic that they come from, if it is not their own type's (`model.rounding`).
     """
     size = before.abs().amax(1, keepdim=True)
     spread = (before - before.mean(1, keepdim=True)).abs().amax(1, keepdim=True)
     # logits far from 0 are rounded by their size, which may be all that their differences are
-    kind = kind or before.dtype
-    units = COARSE if kind == torch.bfloat16 else ROUNDING
-    allowed = units * torch.finfo(kind).eps * torch.maximum(spread, 0.01 * size)
+    eps = eps or torch.finfo(before.dtype).eps
+    units = COARSE if eps > FINE else ROUNDING
+    allowed = units * eps * torch.maximum(spread, 0.01 * size)
     return bool(((after - before).abs() <= allowed).all())
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .prepared import Prepared
+from .prepared import Prepared, may_round
 from .types import Images, Labels, Logits, Loss, PerSample
+
+TF32 = 2.0**-10  # TensorFloat-32 keeps ten bits after the leading one
 
 
 @contextmanager
@@ -92,6 +94,12 @@ def arithmetic(model: nn.Module, x: Images) -> torch.dtype:
     if isinstance(model, Prepared) and model.precision == "bfloat16" and x.dtype == torch.float32:
         return torch.bfloat16
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+
+
+def rounding(model: nn.Module, x: Images) -> float:
+    """Distance from 1 to the next number in that arithmetic; a GPU may round the factors of float32 to TF32."""
+    kind = arithmetic(model, x)
+    return TF32 if kind == torch.float32 and x.is_cuda and may_round() else torch.finfo(kind).eps
 
 
 def predictive_entropy(answer: Logits) -> PerSample:

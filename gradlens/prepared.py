@@ -23,6 +23,9 @@ class Prepared(nn.Module):
         self.precision = precision
         # not registered: it is the same model once more
         self._runs: Any = (_compiled(model),) if compiled else ()
+        self._is_hot = False
+        # folded weights by layer, always in the same memory: compiled code, and the graphs of a GPU, know it by address
+        self.room: dict[nn.Module, tuple[nn.Parameter, ...]] = {}
         self.train(model.training)
 
     @property
@@ -38,8 +41,17 @@ class Prepared(nn.Module):
             answer = self._run(x)
         return answer.float() if isinstance(answer, Tensor) and answer.dtype == torch.bfloat16 else answer
 
+    @contextlib.contextmanager
+    def hot(self) -> Iterator[None]:
+        """Compiled code runs within, the model's own elsewhere: what looks at a few images once is not worth it."""
+        before, self._is_hot = self._is_hot, self.is_compiled
+        try:
+            yield
+        finally:
+            self._is_hot = before
+
     def _run(self, x: Tensor) -> Any:
-        if not self.is_compiled:
+        if not self._is_hot:
             return self.model(x)
         with warnings.catch_warnings():  # the compiler looks at the gradient of the copy, which has none
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
@@ -49,22 +61,36 @@ class Prepared(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Prepared":
         return Prepared(copy.deepcopy(self.model, memo), self.precision, compiled=self.is_compiled)
 
-    @contextlib.contextmanager
-    def arithmetic(self) -> Iterator[None]:
+    def arithmetic(self) -> contextlib.AbstractContextManager[None]:
         """On a GPU, products of matrices in float32 or in TensorFloat-32, whichever was asked for, backward too."""
-        rules: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-        before = [rule.fp32_precision for rule in rules]
-        try:
-            for rule in rules:
-                rule.fp32_precision = "tf32" if self.precision == "tf32" else "ieee"
-            yield
-        finally:
-            for rule, old in zip(rules, before, strict=True):
-                rule.fp32_precision = old
+        return products("tf32" if self.precision == "tf32" else "ieee")
 
     def _get_name(self) -> str:
         """As results name it, beside the hash of the model's own parameters."""
         return f"{self.model._get_name()} in {self.precision}{', compiled' if self.is_compiled else ''}"
+
+
+@contextlib.contextmanager
+def products(precision: str) -> Iterator[None]:
+    """A GPU's products of float32, in matrices and in convolutions, in "ieee" or in "tf32"."""
+    rules = _rules()
+    before = [rule.fp32_precision for rule in rules]
+    try:
+        for rule in rules:
+            rule.fp32_precision = precision
+        yield
+    finally:
+        for rule, old in zip(rules, before, strict=True):
+            rule.fp32_precision = old
+
+
+def may_round() -> bool:
+    """May a GPU round float32 to TensorFloat-32 in some products? torch lets convolutions, unless told otherwise."""
+    return any(rule.fp32_precision == "tf32" for rule in _rules())
+
+
+def _rules() -> tuple[Any, ...]:
+    return torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
 
 
 def prepare(model: nn.Module, *, precision: Precision = "float32", compile: bool = False) -> Prepared:
@@ -75,8 +101,9 @@ def prepare(model: nn.Module, *, precision: Precision = "float32", compile: bool
     run in it, softmax and norms stay in float32, pixels, logits and gradients are float32 outside. Robust accuracies
     are upper bounds as ever (each success is counted on this model), indicators carry the rounding: a gradient near
     zero, a cosine of small steps, an eigenvalue. "tf32" does the same with 11 bits in a GPU's matrix products, and
-    "float32" makes sure that a GPU does not do so by itself. `compile` hands the model to torch.compile, on a GPU with
-    CUDA graphs; the first call takes a minute, and `spectrum`, which needs second derivatives, does without.
+    "float32" makes sure that a GPU does not do so by itself. `compile` hands the folded model to torch.compile, on a
+    GPU with CUDA graphs; the first call takes a minute. What looks at the model a few times only runs its own code, and
+    so does `spectrum`, which needs second derivatives.
 
     Nothing is copied: parameters are the model's own. Results name it, as in "ResNet in bfloat16:1a2b3c4d5e6f7081".
     Raises ValueError for anything but a module and these choices.

@@ -5,7 +5,7 @@ import hashlib
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,11 @@ def digest_named(tensors: Mapping[str, Tensor], *first: object) -> str:
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "gradlens": version("gradlens")}
+    try:
+        own = version("gradlens")
+    except PackageNotFoundError:  # run from a checkout that nobody has installed
+        own = "not installed"
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "gradlens": own}
 
 
 def _written(value: object) -> str:

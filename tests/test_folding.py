@@ -13,7 +13,8 @@ from gradlens import batches
 from gradlens.folding import WIDE, Folding, folding
 from gradlens.landscape import survey
 from gradlens.losses import cross_entropy
-from gradlens.model import frozen, input_gradient
+from gradlens.model import TF32, frozen, input_gradient
+from gradlens.prepared import may_round
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -334,3 +335,29 @@ def test_a_compiled_model_is_kept() -> None:
     model.compile()
     with frozen(model):
         assert folding(model, pixels(4, 3, 8, 8)).pairs == ()
+
+
+def test_what_a_gpu_rounds_to_tf32_is_folded_all_the_same(monkeypatch):
+    """A GPU rounds the factors of a convolution to ten bits, unless told otherwise; here it is done by hand."""
+
+    def rounded(t: Tensor) -> Tensor:
+        bits = t.detach().view(torch.int32)
+        near = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+        return t + (near - t).detach()
+
+    def product(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if may_round():
+            x, weight = rounded(x), rounded(weight)
+        return nn.functional.conv2d(x, weight, bias, layer.stride, layer.padding)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", product)
+    model = trained(small(nn.BatchNorm2d(6))).float()
+    x, ball = pixels(8, 3, 8, 8).float(), gl.Ball(0.1)
+    assert gl.pgd(model, x, None, ball, steps=1).made.folded == 0, "more than float32 rounds"
+    monkeypatch.setattr("gradlens.folding.rounding", lambda model, x: TF32)
+    assert gl.pgd(model, x, None, ball, steps=1).made.folded == 1
+    with frozen(model):
+        fold = folding(model, x)
+        answer = model(x).detach()
+        assert fold.holds(model, x, answer)
+        assert not fold.holds(model, x, answer + 0.1 * answer.abs().amax() * torch.eye(5)[0]), "no rounding is so large"

@@ -139,8 +139,17 @@ y, ready = gl.predict(model, x), gl.prepare(model, compile=True)
 result, plain = (gl.stability(m, x, y, ball, steps=3) for m in (ready, model))
 torch.testing.assert_close(result.trace.loss[0], plain.trace.loss[0], rtol=1e-4, atol=1e-5)
 torch.testing.assert_close(result.trace.gradient, plain.trace.gradient, rtol=1e-3, atol=1e-5)
-assert result.made.folded == 0
+assert result.made.folded == 1
 assert result.made.model.startswith("Sequential in float32, compiled:")
+graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+assert graphs > 0
+with torch.no_grad():
+    model[0].weight.mul_(2)
+again, plain = (gl.pgd(m, x, y, ball, steps=3) for m in (ready, model))
+torch.testing.assert_close(again.loss[0], plain.loss[0], rtol=1e-4, atol=1e-5)
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "compiled anew for the same model"
+ready(x[:2])
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "one look at a model is not worth compiling"
 bent, plain = (gl.spectrum(m, x, y, k=1, generator=torch.Generator().manual_seed(0)) for m in (ready, model))
 torch.testing.assert_close(bent.eigenvalues, plain.eigenvalues)
 assert bent.made.model.startswith("Sequential in float32:")

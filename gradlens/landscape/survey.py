@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..batches import in_parts
-from ..folding import LOOK, Folding, folding
+from ..folding import LOOK, Folding, folding, unfolded
 from ..model import logits
 from ..provenance import digest, made
 from ..types import Images, MetricPlaces, PerMetric
@@ -69,9 +69,9 @@ def survey(
     }
     shape = (len(plane.alpha), len(plane.beta))
     total = math.prod(shape) if tolerance is None else None
-    fold = folding(model, data.batches[0][0][:LOOK]).along(model, plane.directions) if folds else Folding()
+    fold = folding(model, data.batches[0][0][:LOOK]).along(model, plane.directions) if folds else unfolded(model)
     if not all(_holds(fold, model, x) for x, _ in data.batches):
-        fold = Folding()
+        fold = unfolded(model)
     record = dataclasses.replace(record, folded=len(fold.pairs))
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(resume, key, (len(gauge.names), *shape)))

@@ -34,7 +34,7 @@ WHOLE: Mapping[str, Rows] = {
 }
 # On a GPU, where a device is named: the rows for which it is bought.
 ON_GPU: Mapping[str, Rows] = {
-    "pgd": lambda limit: pgd.rows(batch=512, rounds=5, device="cuda", half=limit.is_fast_in_half),
+    "pgd": lambda limit: pgd.rows(batch=512, batches=8, rounds=3, device="cuda", half=limit.is_fast_in_half),
     "weights": lambda limit: weights.wide(part=9, rounds=3, device="cuda", half=limit.is_fast_in_half),
     "curvature": lambda _: curvature.rows(rounds=3, device="cuda"),
     "training": lambda limit: training.on_gpu(limit.convolutions * 1e9),

@@ -74,8 +74,8 @@ def measure(device: str = "cpu") -> Machine:
     share = 2 * flops(model, x) / back / (tf32 or rates[0])
     named = torch.cuda.get_device_name() if kind == "cuda" else _processor()
     return Machine(
-        named, torch.get_num_threads(), f"torch {torch.__version__}", rates[0] / 1e9, rates[1] / 1e9, there, back, share,
-        batch=len(x), tf32=tf32 and tf32 / 1e9,
+        named, torch.get_num_threads(), f"torch {torch.__version__}", rates[0] / 1e9, rates[1] / 1e9, there, back,
+        share, batch=len(x), tf32=tf32 and tf32 / 1e9,
     )  # fmt: skip
 
 

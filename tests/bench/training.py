@@ -76,7 +76,7 @@ def rows(*, images: int = 2048, batch: int = 64, rounds: int = 7) -> list[Outcom
 
 
 def on_gpu(rate: float, *, batch: int = 512, rounds: int = 2) -> list[Outcome]:
-    """Epochs of ResNet-18 in float32 and bfloat16 against a bare loop in float32; `rate` is the chip's for convolutions."""
+    """Epochs of ResNet-18, also in bfloat16, against a bare loop in float32; `rate` is the chip's for convolutions."""
     try:
         dataset = data.load("fashion-mnist")
     except ValueError:  # not brought here
