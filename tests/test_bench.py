@@ -41,13 +41,30 @@ def test_a_row_is_the_ratio_of_medians_with_the_spread_of_the_rounds():
 
 def test_the_readme_is_written_anew_between_its_marks_alone(tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{outcome.BEGIN}\nold\n{outcome.END}\nafter\n")
-    rewrite(path, r"| new \1 |" + "\n")
-    assert path.read_text() == f"before\n{outcome.BEGIN}\n| new \\1 |\n{outcome.END}\nafter\n"
+    path.write_text("before\n<!-- a -->\nold\n<!-- /a -->\n<!-- b -->\nkept\n<!-- /b -->\n")
+    rewrite(path, r"| new \1 |" + "\n", "a")
+    assert path.read_text() == "before\n<!-- a -->\n| new \\1 |\n<!-- /a -->\n<!-- b -->\nkept\n<!-- /b -->\n"
     path.write_text("nothing")
     with pytest.raises(ValueError, match=r"has no <!-- tests\.bench -->"):
         rewrite(path, "")
-    assert outcome.BEGIN in bench.README.read_text()
+    for name in bench.MARKS.values():
+        assert f"<!-- {name} -->" in bench.README.read_text()
+
+
+def test_kept_numbers_become_the_same_table_elsewhere(tmp_path, monkeypatch, capsys):
+    row = compared("work", "peer", [1.0, 2.0], [4.0, 4.0], at_most=0.5, agreement="same", note="a note")
+    limit = machine.Machine("a chip", 1, "torch", 80.0, 800.0, 0.1, 0.2, 0.9, batch=512, tf32=400.0)
+    monkeypatch.setattr(machine, "measure", lambda device: limit)
+    monkeypatch.setattr(bench, "ON_GPU", {"one": lambda _: [row], "two": lambda _: [row]})
+    monkeypatch.setattr(bench, "README", tmp_path / "README.md")
+    bench.README.write_text("<!-- tests.bench.gpu -->\n<!-- /tests.bench.gpu -->")
+    kept = tmp_path / "kept.json"
+    assert bench.main(["--gpu", "--json", str(kept)]) == 0
+    assert bench.main(["--gpu", "--from", str(kept), "--readme"]) == 0
+    text = bench.README.read_text()
+    assert text.count(markdown([row]).splitlines()[-1]) == 2
+    assert "a chip, 1 thread(s), torch: products of matrices at 80 GFLOP/s in float32, 400 in TF32" in text
+    assert outcome.read(outcome.plain([row])) == [row]
 
 
 def test_operations_are_counted_as_by_hand():

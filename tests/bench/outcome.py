@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 Clock = Callable[[], float]
-BEGIN, END = "<!-- tests.bench -->", "<!-- /tests.bench -->"
+BEGIN, END = "<!-- {} -->", "<!-- /{} -->"
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,19 @@ def plain(rows: Sequence[Outcome]) -> list[dict[str, object]]:
     return [{**asdict(row), "met": row.is_met} for row in rows]
 
 
-def rewrite(path: Path, content: str) -> None:
-    """Replace what stands between the marks. Raises ValueError where they are missing."""
+def read(rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+    """What `plain` made of rows."""
+    return [Outcome(**{name: value for name, value in row.items() if name != "met"}) for row in rows]
+
+
+def rewrite(path: Path, content: str, name: str = "tests.bench") -> None:
+    """Replace what stands between the marks of this name. Raises ValueError where they are missing."""
+    begin, end = BEGIN.format(name), END.format(name)
     text = path.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"{path} has no {BEGIN} ... {END} to write between")
-    path.write_text(pattern.sub(lambda _: f"{BEGIN}\n{content}{END}", text), encoding="utf-8")
+        raise ValueError(f"{path} has no {begin} ... {end} to write between")
+    path.write_text(pattern.sub(lambda _: f"{begin}\n{content}{end}", text), encoding="utf-8")
 
 
 def _goal(row: Outcome) -> str:

@@ -8,7 +8,7 @@ Before that all of them run once, and their ends are held against each other.
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,9 @@ def rows(
     import torchattacks  # in the peers' environment alone
 
     x, y = networks.patterns(max(batches * batch, 64), (3, 32, 32))
-    model = networks.trained(networks.resnet18(), x[:64], y[:64], 20, 1e-3).to(device)
-    x, y = x[: batches * batch].to(device), y[: batches * batch].to(device)
+    x, y = x.to(device), y.to(device)
+    model = networks.trained(networks.resnet18().to(device), x[:64], y[:64], 20, 1e-3)
+    x, y = x[: batches * batch], y[: batches * batch]
     chunks = list(zip(x.split(batch), y.split(batch), strict=True))
     size = 2.5 * BALL.eps / steps
     attack = torchattacks.PGD(model, eps=BALL.eps, alpha=size, steps=steps, random_start=False)
@@ -53,7 +54,7 @@ def rows(
         return lambda: torch.cat([attack(a, b) for a, b in chunks])
 
     def limit(model: nn.Module) -> Callable[[], Tensor]:
-        return theirs(lambda a, b: bare(model, a, b, steps, size))
+        return lambda: bare(model, chunks, steps, size)
 
     runs = {
         "float32": ours(model),
@@ -89,10 +90,15 @@ def rows(
     ]  # fmt: skip
 
 
-def bare(model: nn.Module, x: Tensor, y: Tensor, steps: int, step_size: float) -> Tensor:
+def bare(model: nn.Module, chunks: Sequence[tuple[Tensor, Tensor]], steps: int, step_size: float) -> Tensor:
     """PGD alone on the folded model: no check, no record."""
-    with frozen(model), folding(model, x[:LOOK])():
-        return perturb(model, x, y, BALL, steps=steps, step_size=step_size, loss=cross_entropy, start=x)
+    with frozen(model), folding(model, chunks[0][0][:LOOK])():
+        return torch.cat(
+            [
+                perturb(model, x, y, BALL, steps=steps, step_size=step_size, loss=cross_entropy, start=x)
+                for x, y in chunks
+            ]
+        )
 
 
 @torch.no_grad()
