@@ -35,9 +35,9 @@ WHOLE: Mapping[str, Rows] = {
 # On a GPU, where a device is named: the rows for which it is bought.
 ON_GPU: Mapping[str, Rows] = {
     "pgd": lambda limit: pgd.rows(batch=512, batches=4, rounds=3, device="cuda", half=limit.is_fast_in_half),
-    "weights": lambda limit: weights.wide(part=9, rounds=3, device="cuda", half=limit.is_fast_in_half),
+    "weights": lambda limit: weights.wide(part=25, rounds=3, device="cuda", half=limit.is_fast_in_half),
     "training": lambda limit: training.on_gpu(limit.convolutions * 1e9),
-    "curvature": lambda _: curvature.rows(rounds=2, device="cuda"),
+    "curvature": lambda _: curvature.rows(rounds=3, device="cuda"),
 }
 # Smaller work, fewer rounds: what the rows are about in three minutes, with ratios that are good to a tenth.
 QUICK: Mapping[str, Rows] = {

@@ -111,10 +111,11 @@ def rows(*, rounds: int = 3, precision: float = 0.01, probes: int = 100, device:
 def agreement(ours: gl.Spectrum, other: gl.Spectrum, largest: Tensor, trace: float) -> str:
     """Raises RuntimeError where an eigenvalue differs by 2%, or a trace by more than three standard errors."""
     gaps = [
-        float((values.double() / ours.eigenvalues.double() - 1).abs().max()) for values in (other.eigenvalues, largest)
+        float((values.cpu().double() / ours.eigenvalues.cpu().double() - 1).abs().max())
+        for values in (other.eigenvalues, largest)
     ]
     errors = math.hypot(float(ours.trace_error), float(other.trace_error))
-    apart = max(abs(float(ours.trace - other.trace)), abs(float(ours.trace) - trace))
+    apart = max(abs(float(ours.trace) - float(other.trace)), abs(float(ours.trace) - trace))
     if max(gaps) > 0.02 or apart > 3 * errors:
         raise RuntimeError(f"eigenvalues differ by {gaps}, traces by {apart:.3g} at a standard error of {errors:.3g}")
     return f"five eigenvalues within {max(gaps):.1e}, traces within {apart / float(ours.trace):.1%}"

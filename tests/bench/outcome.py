@@ -37,7 +37,7 @@ class Outcome:
         goal = "" if self.at_most is None else f", at most {self.at_most:.2f}: {'met' if self.is_met else 'MISSED'}"
         note = f"; {self.note}" if self.note else ""
         return (
-            f"{self.work} / {self.against}: {self.ratio:.2f} ({self.low:.2f} to {self.high:.2f}{goal}); "
+            f"{self.work} / {self.against}: {_short(self.ratio)} ({_short(self.low)} to {_short(self.high)}{goal}); "
             f"{self.ours:.3g} s and {self.theirs:.3g} s; {self.agreement}{note}"
         )
 
@@ -83,8 +83,7 @@ def markdown(rows: Sequence[Outcome]) -> str:
     """The table of the README."""
     head = "| work | against | ratio | rounds | goal |\n|---|---|---|---|---|\n"
     return head + "".join(
-        f"| {row.work} | {row.against} | {row.ratio:.2f} | {row.low:.2f} to {row.high:.2f} | {_goal(row)} |\n"
-        for row in rows
+        f"| {row.work} | {row.against} | {_short(row.ratio)} | {_spread(row)} | {_goal(row)} |\n" for row in rows
     )
 
 
@@ -106,6 +105,15 @@ def rewrite(path: Path, content: str, name: str = "tests.bench") -> None:
     if not pattern.search(text):
         raise ValueError(f"{path} has no {begin} ... {end} to write between")
     path.write_text(pattern.sub(lambda _: f"{begin}\n{content}{end}", text), encoding="utf-8")
+
+
+def _short(ratio: float) -> str:
+    """Two digits after the point, or two that count."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+
+
+def _spread(row: Outcome) -> str:
+    return f"{_short(row.low)} to {_short(row.high)}"
 
 
 def _goal(row: Outcome) -> str:
