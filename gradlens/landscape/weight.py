@@ -93,7 +93,8 @@ def weight_plane(
 
     `metrics`, in one pass: "loss" (cross-entropy, nats), "error" (share), "reward" (mean p(y)), "attacked" (loss and
     error at the end of `steps` of PGD in `ball`, run anew in each cell), functions (model, x, y) -> one value a sample,
-    and loss-landscapes' metrics, (model_wrapper) -> a number, which see evaluation mode and must not move weights.
+    and loss-landscapes' metrics, (model_wrapper) -> a number. They see the moved model in evaluation mode; what they
+    do to weights, modes and gradients is undone.
     `batchnorm`: the model's own statistics in each cell, or "reestimated" from `x` in each (plain average over
     batches). `adaptive` measures a part of the cells and interpolates the rest to within about that share of each
     metric's range, say 0.01: an estimate, of little use for metrics with steps, such as "error" on few samples
