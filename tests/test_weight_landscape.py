@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gradlens import Ball, WeightSurface, interpolate, pgd, trajectory, weight_line, weight_plane
+from gradlens import Ball, WeightSurface, interpolate, pgd, spectrum, trajectory, weight_line, weight_plane
 from gradlens.landscape import ledger, weight_selftest
 from tests.analytic import Bowl, Counting, InPlace, smooth_cnn, snapshot
 
@@ -442,6 +442,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"span": 0.0}, "span is 0.0, expected a positive number"),
     ({"span": -1.0}, "span is -1.0, expected a positive number"),
     ({"span": float("nan")}, "span is nan, expected a positive number"),
+    ({"span": 1e300}, "span is 1e\\+300, expected a positive number up to 1e30"),
     ({"batch": 0}, "batch is 0, expected at least 1"),
     ({"steps": 0}, "steps is 0, expected at least 1"),
     ({"adaptive": 0.0}, "adaptive is 0.0, expected a share of the range"),
@@ -492,6 +493,21 @@ def test_models_and_data_that_cannot_be_measured_are_refused(measure, cnn, image
     shared[2].weight = nn.Parameter(shared[1].weight.data)
     with pytest.raises(ValueError, match=r"'1\.weight' and '2\.weight' share memory"):
         measure(shared, images, labels)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        weight_plane,
+        spectrum,
+        pgd,
+        lambda model, x, y: interpolate([model, model], x, y),
+        lambda model, x, y: trajectory(model, [model] * 3),
+    ],
+)
+def test_a_model_whose_weights_have_no_shape_yet_is_refused(measure, images, labels):
+    with pytest.raises(ValueError, match=r"model.* \(Sequential\) has lazy layers whose weights have no shape yet"):
+        measure(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), images.float(), labels)
 
 
 def test_models_that_cannot_be_joined_are_refused(cnn, images, labels):
