@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .prepared import Prepared, may_round
 from .types import Images, Labels, Logits, Loss, PerSample
@@ -21,8 +22,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     purpose; buffers that a forward pass rewrites (counters, caches) get their old values. `.grad` is never touched.
     Gradients work inside even where the caller has switched them off.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}, expected a torch.nn.Module that maps images to logits")
+    check_module(model)
     tensors = (*model.parameters(), *model.buffers())
     if any(t.is_inference() for t in tensors):
         raise ValueError(
@@ -52,6 +52,17 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             for buffer, value in buffers.items():
                 if not _same_bits(buffer, value):
                     buffer.copy_(value)
+
+
+def check_module(model: nn.Module, name: str = "model") -> None:
+    """Raises ValueError for anything but a module, and for one whose weights have no shape yet."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{name} is a {type(model).__name__}, expected a torch.nn.Module that maps images to logits")
+    if any(is_lazy(t) for t in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            f"{name} ({type(model).__name__}) has lazy layers whose weights have no shape yet, expected a model that "
+            "has seen a batch: call it once"
+        )
 
 
 class Normalized(nn.Module):

@@ -106,10 +106,28 @@ def test_unknown_benchmarks_are_refused(capsys):
     assert "are no benchmarks, expected some of pgd" in capsys.readouterr().err
 
 
-def test_passes_are_counted_through_copies_too():
-    """Nine cells of loss-landscapes are nine passes; ours check the centre against the plain loss besides."""
-    model, (x, y) = networks.small(), networks.patterns(4, (1, 28, 28))
-    assert weights.passes(lambda: weights.theirs(model, x, y, 3)) == 9
-    assert weights.passes(lambda: model(x)) == 1
-    few, many = (weights.passes(lambda: weights.ours(model, x, y, n)) for n in (3, 5))  # noqa: B023 (called at once)
+def test_passes_are_counted_image_by_image_through_copies_too():
+    """Nine cells of loss-landscapes are nine passes, a cell of ours one; ours look at a few images besides."""
+    model, (x, y) = networks.small(), networks.patterns(64, (1, 28, 28))
+    assert weights.passes(lambda: weights.theirs(model, x, y, 3), 64) == 9
+    assert weights.passes(lambda: (model(x), model(x[:16])), 64) == 1.25
+    few, many = (weights.passes(lambda: weights.ours(model, x, y, n), 64) for n in (3, 5))  # noqa: B023 (called at once)
     assert many - few == 25 - 9
+    assert 9 < few < 9 + 5  # a look at 16 images is not a pass over 64
+
+
+def test_a_wide_plane_is_reckoned_by_the_passes_that_its_part_took(monkeypatch):
+    """Were each pass a second, 5 x 5 cells would take ours 16 more than the part did, and theirs 25."""
+    tiny = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 4), torch.nn.Flatten(), torch.nn.Linear(4 * 64, 10))
+    monkeypatch.setattr(networks, "resnet18", lambda: tiny)
+    took: dict[str, float] = {}
+
+    def counted(runs, rounds):
+        for name, run in runs.items():
+            took[name] = weights.passes(run, 64)
+        return {name: [seconds] for name, seconds in took.items()}
+
+    monkeypatch.setattr(weights, "in_turns", counted)
+    full, sparse = weights.wide(64, points=5, part=3, half=False)
+    assert full.theirs == pytest.approx(25) == took["theirs"] + 16
+    assert full.ours == sparse.ours == pytest.approx(took["full"] + 16)  # a grid that small is measured whole

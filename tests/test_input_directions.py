@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gradlens import Ball, PGDTrace, Surface, frozen, input_line, input_plane, losses, pgd
+from gradlens import Ball, PGDTrace, Surface, frozen, input_line, input_plane, losses, minimum_norm, pgd, square
 from gradlens.landscape import selftest
 from tests.analytic import Detached, smooth_cnn, snapshot
 
@@ -65,6 +65,23 @@ def test_two_adversaries_stand_at_one_on_their_axes(ball, cnn, other, images, la
     assert second.made.model in result.made.call
 
 
+def test_an_attack_by_queries_and_one_without_an_eps_are_adversaries_too(cnn, images, labels):
+    """At (1, 0) and (0, 1) stand the margins that the attacks counted by passes of their own."""
+    ball = Ball(0.1)
+    first = square(cnn, images, labels, ball, queries=40, generator=torch.Generator().manual_seed(1))
+    second = minimum_norm(cnn, images, labels, ball)
+    assert second.found.all()
+    result = input_plane(cnn, images, labels, ball, directions=(first, second), span=1.0, points=3)
+    for trace, at in ((first, cell(result, 1, 0)), (second, cell(result, 0, 1))):
+        moved = (trace.adversarial != images).flatten(1).any(1)
+        assert moved.any()
+        torch.testing.assert_close(result.margin[at][moved], trace.margin[moved], rtol=0, atol=1e-10, equal_nan=True)
+    assert result.axes == ("first adversary", "second adversary") and result.has_ends
+    assert "QueryTrace of" in result.made.call and "Distances of" in result.made.call
+    with pytest.raises(ValueError, match="found from other images than x"):
+        input_line(cnn, images.flip(0), labels, ball, directions=first, points=3)
+
+
 def test_the_angle_is_the_one_between_the_two_perturbations(cnn, other, images, labels):
     first, second = attacks(cnn, other, images, labels, Ball(0.1))
     result = input_plane(cnn, images, labels, Ball(0.1), directions=(first, second), points=3)
@@ -78,7 +95,9 @@ def test_the_angle_is_the_one_between_the_two_perturbations(cnn, other, images, 
     torch.testing.assert_close(orthogonal.angle, torch.full((6,), 90.0, dtype=torch.float64))
     assert not orthogonal.has_ends
     assert "adversarial x random orthogonal, +-3 eps" in str(orthogonal)
-    assert input_line(cnn, images, labels, Ball(0.1), points=3).angle.isnan().all()
+    line = input_line(cnn, images, labels, Ball(0.1), points=3)
+    assert line.angle.isnan().all()
+    assert "3 x 1 points, adversarial, +-3 eps" in str(line)
 
 
 def test_an_attack_that_never_moved_a_sample_leaves_it_without_a_plane(cnn, images, labels):

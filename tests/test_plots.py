@@ -320,6 +320,14 @@ def test_a_spectrum_is_its_density_on_a_log_scale_with_the_ends_marked(of, cnn, 
     assert ("weight" if of == "weights" else "pixel") in ax.get_xlabel()
 
 
+def test_a_wide_bell_is_drawn_down_to_the_end_of_the_scale(cnn, images, ax):
+    """One width for several spectra may be a large part of the reach of one of them."""
+    result = spectrum(cnn, images, [0, 1, 2, 3, 0, 1], k=3, steps=30)
+    plots.spectrum(result, ax, width=0.2 * float(result.eigenvalues[0] - result.bottom[0]))
+    _, y = drawn(ax)
+    assert max(y[0], y[-1]) < ax.get_ylim()[0]
+
+
 def test_a_spectrum_that_is_undefined_or_all_zero_is_drawn_empty_without_complaint(cnn, images, ax):
     flat = spectrum(Detached(cnn), images, None, of="inputs", k=2, steps=5)
     plots.spectrum(flat, ax)

@@ -241,6 +241,16 @@ def test_a_relief_stands_at_its_coordinates_and_values(planes, reliefs):
     assert {round(v, 6) for v in corners[:, 0]} == {round(v, 6) for v in plane.alpha.tolist()}
 
 
+def test_a_face_of_a_relief_has_the_colour_of_the_height_in_its_middle(planes, reliefs):
+    """Faces of one tilted plane that lie equally high are alike in colour, whichever way they fall."""
+    plane = tilted(planes["SL"], by=0.1)
+    plots.surface3d(dataclasses.replace(plane, in_box=torch.ones_like(plane.in_box)), reliefs[0], ends=(-6.0, 6.0))
+    relief = reliefs[0].collections[0]
+    middles = vertices(reliefs[0]).reshape(len(relief._faces), -1, 3).mean(1)  # type: ignore[attr-defined]
+    expected = mpl.colormaps["viridis"]((middles[:, 2] + 6) / 12)
+    np.testing.assert_allclose(relief._facecolor3d, expected, atol=2 / 256)  # type: ignore[attr-defined]
+
+
 def test_reliefs_side_by_side_share_their_height_and_one_bar(planes, reliefs):
     plots.surfaces(planes, reliefs, quantity="margin")
     low, high = plots.limits(planes.values(), quantity="margin")

@@ -68,7 +68,8 @@ def test_sharpness_is_the_top_eigenvalue_of_the_full_hessian(tiny, generator):
     x, y = torch.rand(20, 4, generator=generator), torch.randint(3, (20,), generator=generator)
     exact = exact_top_eigenvalue(tiny.eval(), x, y)
     assert exact > 0.1
-    assert reference.sharpness(tiny, x, y) == pytest.approx(exact, rel=0.02)
+    # its own stopping rule, a change below 1e-3, leaves up to 1e-3 here and far more where eigenvalues are close
+    assert reference.sharpness(tiny, x, y) == pytest.approx(exact, rel=1e-4)
 
 
 def test_sharpness_leaves_the_model_and_the_global_random_states_alone(tiny, generator):

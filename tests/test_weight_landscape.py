@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gradlens import Ball, WeightSurface, interpolate, pgd, trajectory, weight_line, weight_plane
+from gradlens import Ball, WeightSurface, interpolate, pgd, spectrum, trajectory, weight_line, weight_plane
 from gradlens.landscape import ledger, weight_selftest
 from tests.analytic import Bowl, Counting, InPlace, smooth_cnn, snapshot
 
@@ -392,6 +392,8 @@ def test_an_adaptive_plane_is_the_full_one_within_its_bound_for_a_third_of_the_c
     assert f"{sparse.evaluations} of 2601 cells measured, the others within about {sparse.bound[0]:.1e} (loss)" in str(
         sparse
     )
+    small = weight_plane(cnn, images, labels, points=5, adaptive=0.01)
+    assert "25 of 25 cells measured: none could be left out at 0.01 of the range" in str(small)
 
 
 def test_a_plane_through_a_trajectory_covers_it_and_meets_checkpoints_in_the_plane(images, labels):
@@ -440,6 +442,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"span": 0.0}, "span is 0.0, expected a positive number"),
     ({"span": -1.0}, "span is -1.0, expected a positive number"),
     ({"span": float("nan")}, "span is nan, expected a positive number"),
+    ({"span": 1e300}, "span is 1e\\+300, expected a positive number up to 1e30"),
     ({"batch": 0}, "batch is 0, expected at least 1"),
     ({"steps": 0}, "steps is 0, expected at least 1"),
     ({"adaptive": 0.0}, "adaptive is 0.0, expected a share of the range"),
@@ -447,6 +450,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"metrics": ()}, r"metrics is \(\), expected a sequence"),
     ({"metrics": ("loss", "loss")}, "metrics holds 'loss' twice"),
     ({"metrics": (lambda model, x: 0,)}, "metric '<lambda>' takes 2 arguments, expected three"),
+    ({"metrics": (max,)}, "metric 'max' takes an unknown number of arguments, expected three"),
     ({"metrics": (lambda model, x, y: model(x),)}, r"metric '<lambda>' returns shape \(6, 4\) for 6 samples"),
     ({"metrics": (lambda model: (1, 2),)}, r"metric '<lambda>' returns \(1, 2\), expected a single number"),
     (
@@ -489,6 +493,21 @@ def test_models_and_data_that_cannot_be_measured_are_refused(measure, cnn, image
     shared[2].weight = nn.Parameter(shared[1].weight.data)
     with pytest.raises(ValueError, match=r"'1\.weight' and '2\.weight' share memory"):
         measure(shared, images, labels)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        weight_plane,
+        spectrum,
+        pgd,
+        lambda model, x, y: interpolate([model, model], x, y),
+        lambda model, x, y: trajectory(model, [model] * 3),
+    ],
+)
+def test_a_model_whose_weights_have_no_shape_yet_is_refused(measure, images, labels):
+    with pytest.raises(ValueError, match=r"model.* \(Sequential\) has lazy layers whose weights have no shape yet"):
+        measure(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), images.float(), labels)
 
 
 def test_models_that_cannot_be_joined_are_refused(cnn, images, labels):
@@ -549,6 +568,48 @@ def test_a_metric_that_writes_weights_moves_neither_the_model_nor_other_cells(li
     torch.testing.assert_close(spoilt.values, plain.values)
     torch.testing.assert_close(spoilt.plain, plain.plain)
     assert snapshot(model) == before
+
+
+class Steepness:
+    """In loss-landscapes' Metric protocol: the squared gradient in the weights, in training mode, all left behind."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __call__(self, model_wrapper: Any) -> float:
+        model_wrapper.requires_grad_(True).eval().zero_grad()
+        F.cross_entropy(model_wrapper.forward(self.x), self.y).backward()
+        size = sum(float(p.grad.square().sum()) for p in model_wrapper.parameters())
+        model_wrapper.train()
+        return size
+
+
+def leaves_a_mess(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    values = model(x)[:, 1].detach()
+    model.requires_grad_(True)
+    model.train()
+    F.cross_entropy(model(x), y).backward()
+    return values
+
+
+def test_a_metric_may_switch_modes_and_take_gradients_and_nobody_else_sees_it(images, labels, generator):
+    """The model has dropout and batch norm, so that a cell in training mode would be another number."""
+    model = normed()
+    model[5].bias.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before, state = snapshot(model), generator.get_state()
+    metrics = (Steepness(images, labels), leaves_a_mess, "loss", margin)
+    result = weight_plane(model, images, labels, points=3, metrics=metrics, generator=generator)
+    assert snapshot(model) == before
+    generator.set_state(state)
+    plain = weight_plane(model, images, labels, points=3, metrics=("loss", margin), generator=generator)
+    for name in ("loss", "margin"):
+        torch.testing.assert_close(result.of(name), plain.of(name), rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.of("leaves_a_mess"), plain.of("margin"), rtol=0, atol=1e-12)
+    twin = moved(model, result, 2, 0).requires_grad_(True)
+    grads = torch.autograd.grad(F.cross_entropy(twin(images), labels), list(twin.parameters()))
+    assert result.of("Steepness")[2, 0].item() == pytest.approx(sum(float(g.square().sum()) for g in grads))
 
 
 def test_every_model_of_an_interpolation_is_looked_at(images, labels):

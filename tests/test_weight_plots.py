@@ -44,9 +44,31 @@ def test_the_first_direction_runs_to_the_right_and_contours_carry_labels(plane, 
     assert ax.get_ylabel().startswith("second filter-normalised random")
     zero = np.concatenate([path.vertices for path, at in zip(lines.get_paths(), lines.levels, strict=True) if at == 0])
     np.testing.assert_allclose(10 * zero[:, 0] + zero[:, 1], 0, atol=1e-9)
-    assert {text.get_text() for text in ax.texts} >= {"0", "3"}
+    assert {text.get_text() for text in ax.texts} == {"-6", "0", "6"}  # every second: walls would be full of them
+    assert ax.get_aspect() == 1
     assert not [patch for patch in ax.patches if patch.get_label() == "diverged"]
     assert not [line for line in ax.lines if line.get_label() in ("measured", "path")]
+
+
+def test_labels_can_be_left_out_and_a_plane_of_unequal_reach_is_no_square(plane, ax):
+    plots.weight_surface(dataclasses.replace(plane, beta=3 * plane.beta), ax, labels=False)
+    assert not ax.texts
+    assert ax.get_aspect() == "auto"
+    fig, both = plt.subplots(1, 2)
+    for is_labelled in (False, True):
+        plots.surfaces({"SL": plane, "RL": plane}, both, ends=(-6.0, 6.0), labels=is_labelled)
+        assert all(bool(one.texts) == is_labelled for one in both)
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("values", [torch.nan, 3.0], ids=["diverged throughout", "beyond the scale"])
+def test_a_plane_without_a_line_is_drawn_without_complaint(values, plane, ax):
+    nothing = dataclasses.replace(plane, values=torch.full_like(plane.values, values))
+    plots.surfaces({"SL": nothing}, ax, ends=(0.0, 2.3), labels=True)
+    assert not ax.texts
+    assert bool([patch for patch in ax.patches if patch.get_label() == "diverged"]) == np.isnan(values)
+    plots.weight_surface(nothing, ax.figure.add_subplot())
+    ax.figure.canvas.draw()
 
 
 @pytest.mark.parametrize("hole", [torch.nan, torch.inf])

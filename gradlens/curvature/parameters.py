@@ -6,14 +6,15 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from ..model import check_module
+
 
 def chosen(model: nn.Module, names: str | Sequence[str] | None) -> dict[str, Tensor]:
     """The parameters that require gradients and match any of the patterns `names`, by name.
 
     A shared parameter is one parameter, under its first name; any of its names may match. Raises ValueError.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}, expected a torch.nn.Module that maps images to logits")
+    check_module(model)
     known: dict[Tensor, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         known.setdefault(parameter, []).append(name)

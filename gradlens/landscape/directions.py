@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..door import check_choice, check_count
 from ..draws import gaussian, seed
+from ..model import check_module
 from ..types import Direction
-from .walk import check_module, movable
+from .walk import movable
 
 Normalization = Literal["filter", "layer", "model"]
 PARALLEL = 0.01  # degrees between two directions that count as one

@@ -39,8 +39,8 @@ def input_plane(
     - "adversarial", what a PGD on the margin adds in `steps` steps; "gradient", the steepest step of `loss`; each
       beside a random direction orthogonal to it. d1 has length 1 in the ball's norm, so that alpha = 1 is eps away; d2
       has d1's Euclidean length, so that angles are true.
-    - two PGDTraces of the same images, by two attacks or on two models: alpha = 1 is where the first ended, beta = 1
-      where the second did. `Surface.angle` says how far from orthogonal they are.
+    - two traces of the same images, by any two attacks (`pgd`, `square`, `minimum_norm` ...) or on two models: alpha =
+      1 is where the first ended, beta = 1 where the second did. `Surface.angle` says how far from orthogonal they are.
     - two tensors or arrays of x's shape, taken as they are, in units of eps: another package's examples are
       (adversarial - x) / ball.eps. A dict gives the axes its keys as names.
     - a Surface of the same images: its very plane, so that several models can be compared on one.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..attacks import PGDTrace
+from ..attacks import Distances, PGDTrace, QueryTrace
 from ..attacks.pgd import perturb
 from ..ball import Ball, expand, l2, linf
 from ..batches import Chunk
@@ -20,7 +20,8 @@ from ..types import Images, ImagesLike, Loss
 from .surface import Surface
 
 Named = Literal["adversarial", "gradient"]
-Way = Tensor | np.ndarray | PGDTrace
+Trace = PGDTrace | QueryTrace | Distances
+Way = Tensor | np.ndarray | Trace
 Directions = Named | Surface | Way | Sequence[Way] | Mapping[str, Way]
 
 
@@ -45,8 +46,8 @@ def admitted(directions: Directions, x: ImagesLike, ball: Ball, wanted: int) -> 
     if isinstance(directions, str):
         if directions not in get_args(Named):
             raise ValueError(
-                f"directions is {directions!r}, expected 'adversarial', 'gradient', tensors of x's shape, PGDTraces "
-                "or a Surface"
+                f"directions is {directions!r}, expected 'adversarial', 'gradient', tensors of x's shape, "
+                "traces of attacks or a Surface"
             )
         return directions
     given = _of_surface(directions, ball, wanted) if isinstance(directions, Surface) else _of_ways(directions, ball)
@@ -102,19 +103,23 @@ def _of_ways(directions: Way | Sequence[Way] | Mapping[str, Way], ball: Ball) ->
     if isinstance(directions, Way):
         directions = (directions,)
     if not isinstance(directions, Mapping | Sequence):
-        raise ValueError(f"directions is a {type(directions).__name__}, expected tensors of x's shape or PGDTraces")
+        raise ValueError(
+            f"directions is a {type(directions).__name__}, expected tensors of x's shape or traces of attacks"
+        )
     ways = list(directions.values() if isinstance(directions, Mapping) else directions)
     for way in ways:
         if not isinstance(way, Way):
-            raise ValueError(f"directions hold a {type(way).__name__}, expected tensors of x's shape or PGDTraces")
-    kinds = ["adversary" if isinstance(way, PGDTrace) else "given direction" for way in ways]
+            raise ValueError(
+                f"directions hold a {type(way).__name__}, expected tensors of x's shape or traces of attacks"
+            )
+    kinds = ["adversary" if isinstance(way, Trace) else "given direction" for way in ways]
     names = [f"{number} {kind}" for number, kind in zip(("first", "second"), kinds, strict=False)]
     if isinstance(directions, Mapping):
         names = list(map(str, directions))
-    sources = [f"PGDTrace of {way.made.model}" if isinstance(way, PGDTrace) else "given" for way in ways]
+    sources = [f"{type(way).__name__} of {way.made.model}" if isinstance(way, Trace) else "given" for way in ways]
     return Given(
         ways=tuple(_in_eps(way, ball) for way in ways),
-        cleans=tuple(way.clean if isinstance(way, PGDTrace) else None for way in ways),
+        cleans=tuple(way.clean if isinstance(way, Trace) else None for way in ways),
         axes=(names[0] if names else "none", names[1] if len(names) > 1 else "none"),
         has_ends=True,
         source=f"({', '.join(sources)})",
@@ -122,7 +127,7 @@ def _of_ways(directions: Way | Sequence[Way] | Mapping[str, Way], ball: Ball) ->
 
 
 def _in_eps(way: Way, ball: Ball) -> Tensor:
-    if isinstance(way, PGDTrace):
+    if isinstance(way, Trace):
         return (way.adversarial - way.clean) / ball.eps
     if isinstance(way, np.ndarray):
         way = tensor_of(way, f"directions hold an array of {way.dtype}, expected numbers")

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -55,7 +56,7 @@ def split(model: nn.Module, x: Images, y: Labels, fingerprint: str, batch: int) 
 
 
 class Wrapper:
-    """A model as loss-landscapes' metrics see it: what they read of its ModelWrapper, and no more."""
+    """A model as loss-landscapes' metrics see it: its ModelWrapper, but for the parameters as a vector space."""
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = [model]
@@ -65,8 +66,23 @@ class Wrapper:
 
     forward = __call__
 
+    def train(self, mode: bool = True) -> "Wrapper":
+        """The model's mode, until the metric returns; it comes in evaluation mode."""
+        self.modules[0].train(mode)
+        return self
+
     def eval(self) -> "Wrapper":
-        """The model is in evaluation mode already."""
+        """Evaluation mode."""
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Wrapper":
+        """For metrics that take gradients in the weights, which come without."""
+        self.modules[0].requires_grad_(requires_grad)
+        return self
+
+    def zero_grad(self) -> "Wrapper":
+        """Forget what gradients the metric has left so far."""
+        self.modules[0].zero_grad()
         return self
 
     def get_modules(self) -> list[nn.Module]:
@@ -80,6 +96,29 @@ class Wrapper:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The same by name."""
         return self.modules[0].named_parameters()
+
+
+@contextmanager
+def lent(model: nn.Module) -> Iterator[None]:
+    """Somebody else's code may write weights, switch modes and flags and leave gradients: the next metric sees none.
+
+    Nor does the caller, whose own `.grad` is laid aside meanwhile.
+    """
+    modes = {module: module.training for module in model.modules()}
+    flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    tensors = [(t, t.data, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
+    try:
+        for p, _, _ in flags:
+            p.grad = None
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for t, home, value in tensors:
+            t.data = home.copy_(value)
+        for p, flag, grad in flags:
+            p.requires_grad_(flag)
+            p.grad = grad
 
 
 @dataclass(frozen=True)
@@ -111,7 +150,8 @@ class Gauge:
                 sums[name] = sums.get(name, 0.0) + values.sum(dtype=torch.float64)
         numbers = {name: total / data.samples for name, total in sums.items()}
         for name, metric in self.whole.items():
-            numbers[name] = _number(name, metric(Wrapper(model)))
+            with lent(model):
+                numbers[name] = _number(name, metric(Wrapper(model)))
         home = data.batches[0][0].device
         return torch.stack([numbers[name].to(home) for name in self.names])
 
@@ -130,7 +170,10 @@ class Gauge:
                 answer = logits(model, end)
             values.append(("attacked loss", cross_entropy(answer, y)))
             values.append(("attacked error", _error(answer, y)))
-        return values + [(name, _each(name, metric(model, x, y), y)) for name, metric in self.per_sample.items()]
+        for name, metric in self.per_sample.items():
+            with lent(model):
+                values.append((name, _each(name, metric(model, x, y), y)))
+        return values
 
 
 def gauge(metrics: Sequence[Metric], ball: Ball, steps: int, step_size: float) -> Gauge:
@@ -153,15 +196,16 @@ def gauge(metrics: Sequence[Metric], ball: Ball, steps: int, step_size: float) -
         name = getattr(metric, "__name__", type(metric).__name__)
         arity = _arity(metric)
         if arity not in (1, 3):
+            came = "an unknown number of" if arity is None else arity
             raise ValueError(
-                f"metric {name!r} takes {arity} arguments, expected three, (model, x, y) -> one value a sample, or "
+                f"metric {name!r} takes {came} arguments, expected three, (model, x, y) -> one value a sample, or "
                 "one, (model_wrapper) -> a number, as loss-landscapes' Metric does"
             )
         (whole if arity == 1 else per_sample)[name] = metric
         names.append(name)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"metrics holds {twice[0]!r} twice, expected each name once")
+        raise ValueError(f"metrics holds {twice[0]!r} twice, expected each name once (a function's is its __name__)")
     units = tuple(UNITS.get(name, "") for name in names)
     return Gauge(tuple(names), units, per_sample, whole, ball, steps, step_size)
 
@@ -200,8 +244,11 @@ def _number(name: str, value: Any) -> Tensor:
     return number.reshape(())
 
 
-def _arity(metric: Callable[..., Any]) -> int:
-    """Positional arguments without a default."""
+def _arity(metric: Callable[..., Any]) -> int | None:
+    """Positional arguments without a default; None for a builtin that does not say."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(metric).parameters.values()
+    try:
+        parameters = inspect.signature(metric).parameters.values()
+    except (TypeError, ValueError):
+        return None
     return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)

@@ -12,6 +12,8 @@ from .directions import Normalization, given_directions, refuse_parallel
 from .trajectory import Trajectory
 from .weight_surface import WeightSurface
 
+FARTHEST = 1e30  # beyond it coordinates are no numbers of single precision
+
 
 class Plane(NamedTuple):
     """Where the grid lies, and what its coordinates mean."""

@@ -84,8 +84,9 @@ class Surface:
         rows, columns, batch = self.loss.shape
         unit = "times as far" if self.has_ends else "eps"
         angle = f", {self.angle.nanmedian():.0f} degrees apart (median)" if self.has_ends and columns > 1 else ""
+        names = self.axes[0] if columns == 1 else " x ".join(self.axes)
         return (
-            f"{batch} samples on {rows} x {columns} points, {self.axes[0]} x {self.axes[1]}{angle}, "
+            f"{batch} samples on {rows} x {columns} points, {names}{angle}, "
             f"+-{self.alpha.max():g} {unit}: sharpness {self.sharpness.nanmedian():.3g} (median), "
             f"centre error {self.centre_error:.1e}"
         )

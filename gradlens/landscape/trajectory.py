@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..disk import load_weights
+from ..model import check_module
 from ..provenance import Made, digest, made
 from ..types import Direction, PerAxis, PerModel, Places
-from .walk import check_module, movable
+from .walk import movable
 
 if TYPE_CHECKING:
     from pandas import DataFrame

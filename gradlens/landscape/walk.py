@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..model import forward
+from ..model import check_module, forward
 from ..types import Direction, Images
 
 
@@ -30,12 +30,6 @@ def trainable(model: nn.Module) -> list[str]:
                 "so they cannot move apart; tie them by assigning one to the other"
             )
     return names
-
-
-def check_module(model: nn.Module, name: str = "model") -> None:
-    """Raises ValueError for anything but a module."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{name} is a {type(model).__name__}, expected a torch.nn.Module that maps images to logits")
 
 
 def movable(model: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from ..model import frozen
 from ..types import ImagesLike, LabelsLike
 from .directions import MEANINGS, Normalization, differences, random_directions, refuse_parallel
 from .metrics import Data, Gauge, Metric, gauge, split
-from .plane import Plane, laid, named, pair
+from .plane import FARTHEST, Plane, laid, named, pair
 from .survey import File, alone, survey
 from .trajectory import Trajectory
 from .walk import batch_norms, trainable
@@ -93,7 +93,8 @@ def weight_plane(
 
     `metrics`, in one pass: "loss" (cross-entropy, nats), "error" (share), "reward" (mean p(y)), "attacked" (loss and
     error at the end of `steps` of PGD in `ball`, run anew in each cell), functions (model, x, y) -> one value a sample,
-    and loss-landscapes' metrics, (model_wrapper) -> a number, which see evaluation mode and must not move weights.
+    and loss-landscapes' metrics, (model_wrapper) -> a number. They see the moved model in evaluation mode; what they
+    do to weights, modes and gradients is undone.
     `batchnorm`: the model's own statistics in each cell, or "reestimated" from `x` in each (plain average over
     batches). `adaptive` measures a part of the cells and interpolates the rest to within about that share of each
     metric's range, say 0.01: an estimate, of little use for metrics with steps, such as "error" on few samples
@@ -198,8 +199,8 @@ def _around(
     generator: torch.Generator | None,
 ) -> WeightSurface:
     measured = grid.checked(get_args(BatchNorm))
-    if not (is_number(span) and span > 0):
-        raise ValueError(f"span is {span!r}, expected a positive number, in units of the directions")
+    if not (is_number(span) and 0 < span <= FARTHEST):
+        raise ValueError(f"span is {span!r}, expected a positive number up to 1e30, in units of the directions")
     if grid.points < 3 or grid.points % 2 == 0:
         raise ValueError(
             f"points is {grid.points}, expected an odd number of at least 3, so that the centre is measured"

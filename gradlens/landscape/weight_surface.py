@@ -97,9 +97,11 @@ class WeightSurface:
             f"{name} {value:.4g}" for name, value in zip(self.metrics, self.values[:, row, column], strict=True)
         )
         how = f"; {self.evaluations} of {rows * columns} cells measured"
-        if self.tolerance is not None:
+        if self.evaluations < rows * columns:
             bounds = zip(self.metrics, self.bound.tolist(), strict=True)
             how += ", the others within about " + ", ".join(f"{bound:.1e} ({name})" for name, bound in bounds)
+        elif self.tolerance is not None:
+            how += f": none could be left out at {self.tolerance:g} of the range"
         if self.path_error.isfinite().any():
             how += f"; path error {self.path_error.nan_to_num(0.0).max():.1e}"
         how += f"; {self.diverged} diverged" if self.diverged else ""

@@ -27,6 +27,8 @@ from .scale import (
     check_sample,
     colours_of,
     is_signed,
+    isolines,
+    label_lines,
     label_of,
     levels_of,
     limits,
@@ -168,25 +170,18 @@ def _contours(
 ) -> ScalarMappable:
     if isinstance(result, WeightSurface):
         shades = cmap or colours_of(quantity, over)
-        return weight_surface(result, ax, metric=quantity, levels=steps, cmap=shades, extend=beyond).collections[0]
+        weight_surface(result, ax, metric=quantity, levels=steps, labels=labels, cmap=shades, extend=beyond)
+        return ax.collections[0]
     grid = cells(result, quantity, sample, over)
     across, up = result.alpha.cpu().numpy(), result.beta.cpu().numpy()
     filled = ax.contourf(across, up, grid.T, steps, cmap=cmap or colours_of(quantity, over), extend=beyond)
     if is_signed(quantity, over):
-        _isolines(ax, across, up, grid, np.array([0.0]), colors="black", linewidths=1.2)  # the decision boundary
-    lines = _isolines(ax, across, up, grid, steps, colors="white", linewidths=0.5, alpha=0.7)
-    if labels and lines is not None:
-        for text in ax.clabel(lines, lines.levels[::2], fontsize=6.5, colors="black", fmt="%g"):
-            text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+        isolines(ax, across, up, grid.T, np.array([0.0]), colors="black", linewidths=1.2)  # the decision boundary
+    lines = isolines(ax, across, up, grid.T, steps, colors="white", linewidths=0.5, alpha=0.7)
+    if labels:
+        label_lines(ax, lines)
     _frame_of_plane(result, ax, sample, np.isnan(grid))
     return filled
-
-
-def _isolines(ax: Axes, across: np.ndarray, up: np.ndarray, grid: np.ndarray, levels: np.ndarray, **look: Any) -> Any:
-    """Contour lines at those levels that the values cross; None where they cross none."""
-    finite = grid[np.isfinite(grid)]
-    crossed = levels[(levels > finite.min()) & (levels < finite.max())] if len(finite) else levels[:0]
-    return ax.contour(across, up, grid.T, crossed, **look) if len(crossed) else None
 
 
 def _frame_of_plane(result: Surface, ax: Axes, sample: int | None, undefined: np.ndarray) -> None:
@@ -198,7 +193,7 @@ def _frame_of_plane(result: Surface, ax: Axes, sample: int | None, undefined: np
             ax.contourf(across, up, off.T.astype(float), [0.5, 1.5], colors="none", hatches=["////"])
     if sample is None and result.projected is None:
         share = result.in_box_share.cpu().numpy()
-        _isolines(ax, across, up, share, np.array([0.5]), colors="0.2", linewidths=1.0, linestyles="--")
+        isolines(ax, across, up, share.T, np.array([0.5]), colors="0.2", linewidths=1.0, linestyles="--")
     across_name, up_name = axis_names(result)
     ax.set(xlabel=across_name, ylabel=up_name, aspect="equal")
     ax.plot(0, 0, marker="+", color="black", ms=8)

@@ -15,6 +15,8 @@ from .scale import Limits, Over, Plane, axis_names, cells, colours_of, label_of,
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+OFF = 0.5  # share of a face's corners in the pixel box below which it counts as off it
+
 
 def surface3d(
     result: Plane,
@@ -37,10 +39,11 @@ def surface3d(
     grid = cells(result, quantity, sample, over)
     low, high = ends or limits([result], quantity=quantity, sample=sample, over=over)
     height = np.clip(grid, low, high)
-    shades = mpl.colormaps[cmap or colours_of(quantity, over)](Normalize(low, high)(height))
+    shades = mpl.colormaps[cmap or colours_of(quantity, over)](Normalize(low, high)(_middles(height)))
     if isinstance(result, Surface) and result.projected is None:
         inside = (result.in_box.any(2) if sample is None else result.in_box[:, :, sample]).cpu().numpy()
-        shades[~inside] = 0.45 * shades[~inside] + 0.55 * np.array([0.88, 0.88, 0.88, 1])
+        off = _middles(inside.astype(float)) < OFF
+        shades[off] = 0.45 * shades[off] + 0.55 * np.array([0.88, 0.88, 0.88, 1])
     across, up = np.meshgrid(result.alpha.cpu().numpy(), result.beta.cpu().numpy(), indexing="ij")
     # an Axes by its type, an Axes3D by the check above
     relief: Any = ax
@@ -69,6 +72,11 @@ def surface3d(
     relief.set_box_aspect(None, zoom=0.85)  # long names of directions need room
     relief.view_init(elev=28, azim=-125)
     return ax
+
+
+def _middles(corners: np.ndarray) -> np.ndarray:
+    """(R - 1, C - 1): the mean of each face's corners, its height in the middle."""
+    return (corners[:-1, :-1] + corners[1:, :-1] + corners[:-1, 1:] + corners[1:, 1:]) / 4
 
 
 def interactive(

@@ -1,9 +1,11 @@
-"""From many samples to one number a cell, and from many planes to one scale."""
+"""From many samples to one number a cell, and from many planes to one scale with its lines."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from ..door import check_choice
@@ -120,3 +122,17 @@ def axis_names(result: Plane) -> tuple[str, str]:
         return across, up
     unit = "1 = its end" if result.has_ends else "eps"
     return f"{result.axes[0]} ({unit})", f"{result.axes[1]} ({unit})"
+
+
+def isolines(ax: Axes, across: np.ndarray, up: np.ndarray, grid: np.ndarray, levels: np.ndarray, **look: Any) -> Any:
+    """Contour lines at those levels that the values cross; None where they cross none."""
+    finite = grid[np.isfinite(grid)]
+    crossed = levels[(levels > finite.min()) & (levels < finite.max())] if len(finite) else levels[:0]
+    return ax.contour(across, up, grid, crossed, **look) if len(crossed) else None
+
+
+def label_lines(ax: Axes, lines: Any) -> None:
+    """Every second contour line carries its value; all would lie on each other on a steep wall."""
+    if lines is not None:
+        for text in ax.clabel(lines, lines.levels[::2], fontsize=6.5, colors="black", fmt="%g"):
+            text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])

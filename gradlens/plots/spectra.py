@@ -18,9 +18,10 @@ def spectrum(result: Spectrum, ax: Axes, *, name: str = "", width: float | None 
     """
     ends = ((result.eigenvalues, result.converged, "^"), (result.bottom, result.bottom_converged, "v"))
     low, high = float(result.bottom.nan_to_num(0.0).min()), float(result.eigenvalues.nan_to_num(0.0).max())
-    margin = 0.05 * (high - low) or 1.0
+    width = width or 0.01 * (high - low) or 0.01
+    margin = max(0.05 * (high - low), 6 * width)  # where the last eigenvalue's bell has sunk to 1e-8 of its height
     grid = torch.linspace(low - margin, high + margin, 1000, dtype=torch.float64)
-    density = result.density(grid, width or 0.01 * (high - low) or 0.01).reshape(-1, len(grid)).nanmean(0)
+    density = result.density(grid, width).reshape(-1, len(grid)).nanmean(0)
     ax.plot(grid, density.cpu().numpy(), color=colour(name), label=name or None, lw=1.5)
     for values, converged, marker in ends:
         at = values.reshape(-1, values.shape[-1]).nanmedian(0).values.cpu().numpy()

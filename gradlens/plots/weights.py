@@ -3,13 +3,14 @@
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from ..landscape import WeightSurface
 from .look import LABELS, colour
-from .scale import axis_names, cells
+from .scale import axis_names, cells, isolines, label_lines
 
 
 def weight_line(result: WeightSurface, ax: Axes, *, metric: str = "loss", name: str = "") -> Axes:
@@ -29,20 +30,29 @@ def weight_line(result: WeightSurface, ax: Axes, *, metric: str = "loss", name: 
 
 
 def weight_surface(
-    result: WeightSurface, ax: Axes, *, metric: str = "loss", levels: Any = 12, path: bool = True, **options: Any
+    result: WeightSurface,
+    ax: Axes,
+    *,
+    metric: str = "loss",
+    levels: Any = 12,
+    path: bool = True,
+    labels: bool = True,
+    **options: Any,
 ) -> Axes:
     """Labelled contours of a plane through weight space; the first direction runs to the right, the second upwards.
 
     Hatched where a model diverged. Dots mark the measured cells of an adaptive grid; `path` draws the models that the
-    plane was laid through, in their order. Pass one `levels` array to surfaces that are to be compared.
+    plane was laid through, in their order. Pass one `levels` array to surfaces that are to be compared. A plane with
+    the same coordinates along both directions is drawn square. `options` are contourf's.
     """
     across, up, grid = result.alpha.cpu().numpy(), result.beta.cpu().numpy(), cells(result, metric).T
     if np.isnan(grid).any():
         low, high = (across[0], up[0]), (across[-1] - across[0], up[-1] - up[0])
         ax.add_patch(Rectangle(low, *high, hatch="////", fc="none", ec="0.35", lw=0, zorder=0, label="diverged"))
     filled = ax.contourf(across, up, grid, levels, cmap=options.pop("cmap", "viridis"), **options)
-    lines = ax.contour(across, up, grid, filled.levels, colors="white", linewidths=0.5)
-    ax.clabel(lines, fontsize="xx-small", fmt="%.3g")
+    lines = isolines(ax, across, up, grid, np.asarray(filled.levels), colors="white", linewidths=0.5)
+    if labels:
+        label_lines(ax, lines)
     if not result.measured.all():
         r, c = (index.cpu().numpy() for index in result.measured.nonzero().T)
         ax.plot(across[r], up[c], ls="none", marker=".", ms=2, color="black", alpha=0.6, label="measured")
@@ -52,6 +62,8 @@ def weight_surface(
         places = result.path.T.cpu().numpy()
         ax.plot(*places, color="white", marker="o", ms=3, mec="black", lw=1, label="path", path_effects=halo)
     ax.set(xlabel=axis_names(result)[0], ylabel=axis_names(result)[1])
+    if torch.equal(result.alpha, result.beta):
+        ax.set_aspect("equal")
     return ax
 
 

@@ -3,8 +3,8 @@
 Both see the same images, all of them in the model at once. First loss-landscapes measures our plane, cell by cell, and
 must find our values. A small convolutional network with batch norm, with 32 and with 256 images, the whole 25 x 25; and
 a ResNet-18 with 256 images, where a cell costs the same wherever it lies: a plane of 3 x 3 cells is timed, and the
-whole one reckoned by the forward passes that both take, which are counted with fewer images; so is what the adaptive
-grid leaves out there.
+whole one reckoned by the forward passes that both take, which are counted image by image while the clock runs: ours
+looks at the model before the first cell. What the adaptive grid leaves out there is counted with fewer images.
 """
 
 import argparse
@@ -72,20 +72,20 @@ def small(images: int, *, points: int = 25, rounds: int = 5, goal: float, sparse
     ]  # fmt: skip
 
 
-def passes(measure: Callable[[], object]) -> int:
-    """How often a network with one linear layer, or a copy of it, is run."""
+def passes(measure: Callable[[], object], images: int) -> float:
+    """How often a network with one linear layer, or a copy of it, is run on so many images; on fewer, that share."""
     count = 0
 
-    def seen(module: nn.Module, *_: object) -> None:
+    def seen(module: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
         nonlocal count
-        count += isinstance(module, nn.Linear)
+        count += len(inputs[0]) if isinstance(module, nn.Linear) else 0
 
     hook = nn.modules.module.register_module_forward_hook(seen)
     try:
         measure()
     finally:
         hook.remove()
-    return count
+    return count / images
 
 
 def wide(
@@ -101,46 +101,56 @@ def wide(
     x, y = (t.to(device) for t in networks.patterns(images, (3, 32, 32)))
     model = networks.resnet18().to(device)
     networks.trained(model, x[:64], y[:64], 20, 1e-3)
-    sides = {"full": functools.partial(ours, model), "theirs": functools.partial(theirs, model)}
-    if half:
-        sides["half"] = functools.partial(ours, gl.prepare(model, precision="bfloat16"))
+    models = {"full": model} | ({"half": gl.prepare(model, precision="bfloat16")} if half else {})
     agreement = checked(model, x[:32], y[:32], part)
-    seconds = in_turns({name: functools.partial(run, x, y, part) for name, run in sides.items()}, rounds)
-    few = (x[:16], y[:16])
-    grown = {
-        name: passes(lambda: run(*few, points)) / passes(lambda: run(*few, part))  # noqa: B023 (called at once)
-        for name, run in sides.items()
-    }
-    share = float(ours(model, *few, points, TOLERANCE).measured.double().mean())
+    taken: dict[str, float] = {}  # passes of the part that is timed
 
-    def reckoned(name: str, part_of_it: float = 1.0) -> list[float]:
-        return [second * grown[name] * part_of_it for second in seconds[name]]
+    def timed(name: str) -> None:
+        run = functools.partial(ours, models[name]) if name in models else functools.partial(theirs, model)
+        taken[name] = passes(lambda: run(x, y, part), len(x))
 
+    seconds = in_turns({name: functools.partial(timed, name) for name in (*models, "theirs")}, rounds)
+
+    def reckoned(name: str, cells: float) -> list[float]:
+        """Each further cell takes one pass more; what else a call takes is held to grow as its passes do."""
+        return [second * (cells - part**2 + taken[name]) / taken[name] for second in seconds[name]]
+
+    few, whole = (x[:16], y[:16]), points**2
+    truth = ours(model, *few, points)
     work = f"weight plane {points} x {points}, ResNet-18, {images} images"
     note = f"reckoned from {part} x {part} cells"
-    left_out = f"{note}; the share of cells measured on the whole grid of {len(few[0])} images is {share:.3f}"
-    kinds = [
-        ("full", "", 1.0, 1.0, note),
-        ("full", ", adaptive", share, 0.35, left_out),
-        ("half", ", bfloat16", 1.0, 0.35, note),
-        ("half", ", adaptive in bfloat16", share, 0.35, left_out),
-    ]
-    return [
-        compared(
-            work + how, "loss-landscapes", reckoned(name, part_of_it), reckoned("theirs"), at_most=goal,
-            agreement=agreement, note=said,
-        )
-        for name, how, part_of_it, goal, said in kinds if name in sides
-    ]  # fmt: skip
+    found = []
+    for name, one in models.items():
+        how = ", bfloat16" if name == "half" else ""
+        said = agreement if name == "full" else _apart(truth, ours(one, *few, points), len(few[0]))
+        sparse = ours(one, *few, points, TOLERANCE)
+        for kind, cells, says, goal in (
+            (how, whole, said, 0.35 if name == "half" else 1.0),
+            (f", adaptive{how.replace(',', ' in')}", sparse.evaluations, _apart(truth, sparse, len(few[0])), 0.35),
+        ):
+            left_out = "" if cells == whole else f", and from the {cells} of {whole} cells that few images take"
+            found.append(
+                compared(
+                    work + kind, "loss-landscapes", reckoned(name, cells), reckoned("theirs", whole), at_most=goal,
+                    agreement=says, note=note + left_out,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _apart(truth: WeightSurface, other: WeightSurface, images: int) -> str:
+    """How far a plane in other arithmetic or with cells left out is from all cells in float32, and what it promised."""
+    error, span = (other.values - truth.values).abs().max(), truth.values.max() - truth.values.min()
+    bound = "" if other.tolerance is None else f", its own bound is {float(other.bound[0] / span):.2%}"
+    return f"off the full plane by {error / span:.2%} of the range{bound} ({images} images)"
 
 
 def _error(model: nn.Module, x: Tensor, y: Tensor, points: int) -> str:
     full, filled = ours(model, x, y, points), ours(model, x, y, points, TOLERANCE)
-    error, span = (filled.values - full.values).abs().max(), full.values.max() - full.values.min()
+    error = (filled.values - full.values).abs().max()
     if error > filled.bound[0]:
         raise RuntimeError(f"the adaptive plane is off by {error:.3g}, beyond its own bound {filled.bound[0]:.3g}")
-    share = filled.measured.double().mean()
-    return f"off the full plane by {error / span:.2%} of the range, with {share:.0%} of the cells"
+    return f"{_apart(full, filled, len(x))}, with {filled.measured.double().mean():.0%} of the cells"
 
 
 def main(words: Sequence[str] | None = None) -> int:
