@@ -115,7 +115,7 @@ def wide(
         """Each further cell takes one pass more; what else a call takes is held to grow as its passes do."""
         return [second * (cells - part**2 + taken[name]) / taken[name] for second in seconds[name]]
 
-    few, whole = (x[:16], y[:16]), points**2
+    few, whole = (x[:8], y[:8]), points**2
     truth = ours(model, *few, points)
     work = f"weight plane {points} x {points}, ResNet-18, {images} images"
     note = f"reckoned from {part} x {part} cells"
