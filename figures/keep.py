@@ -45,7 +45,7 @@ def keep(out: Path, place: Path, readme: Path | None = None) -> Path:
     books = [rows.get(book["name"], book) for book in made["notebooks"]]
     order = [book["name"] for book in books]
     shown = [figures[key] for key in sorted(figures, key=lambda key: order.index(key[0])) if key[0] in order]
-    made |= {"notebooks": books, "figures": shown}
+    made |= {"notebooks": books, "figures": shown, "sweeps": _sweeps(before, made, rows)}
     stamp.replace(unfinished / "manifest.json", json.dumps({**made, "sha256": stamp.seal(made)}, indent=1))
     if readme is not None:
         rewrite(readme, made["set"], findings(unfinished))
@@ -56,6 +56,13 @@ def keep(out: Path, place: Path, readme: Path | None = None) -> Path:
 
 def _built(made: Mapping[str, Any]) -> set[str]:
     return {book["name"] for book in made["notebooks"] if book["status"] == "built"}
+
+
+def _sweeps(before: Mapping[str, Any], made: Mapping[str, Any], rows: Mapping[str, Any]) -> list[Any]:
+    """What trained the runs of everything that is kept: the sweeps of this build and those of notebooks from before."""
+    read = {value for book in rows.values() for value in book["parameters"].values() if isinstance(value, str)}
+    now = {sweep["folder"] for sweep in made["sweeps"]}
+    return made["sweeps"] + [s for s in before["sweeps"] if s["folder"] in read - now]
 
 
 def findings(place: Path) -> str:

@@ -28,7 +28,7 @@ def write(asked: Plan, stages: Mapping[str, float]) -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": stamp.versions(),
-        "sweeps": [{"folder": f, "path": p, "sha256": stamp.sha256(asked.root / p)} for f, p in asked.sweeps.items()],
+        "sweeps": [{"folder": f, "path": p, "sha256": stamp.sha256(asked.root / p)} for f, p in _sweeps(asked).items()],
         "stages": {stage: round(seconds, 2) for stage, seconds in stages.items()},
         "notebooks": [_notebook(book, asked) for book in asked.chosen.notebooks],
         "figures": [row for book in asked.chosen.notebooks for row in _figures(book.name, asked)],
@@ -90,6 +90,13 @@ def scrub(value: Any, asked: Plan) -> Any:
     return value
 
 
+def _sweeps(asked: Plan) -> dict[str, str]:
+    """The sweeps by folder of runs: those of this build, and those that notebooks built here earlier have read."""
+    sealed = [stamp.read(asked.out / book.name) for book in asked.chosen.notebooks]
+    read = {str(value) for one in sealed if one for value in one["inputs"]["parameters"].values()}
+    return asked.sweeps | {folder: path for folder, path in asked.chosen.sweeps.items() if folder in read}
+
+
 def _notebook(book: sets.Notebook, asked: Plan) -> dict[str, Any]:
     name = book.name
     sealed, failed = stamp.read(asked.out / name), failure(asked.out, name)
@@ -142,7 +149,7 @@ def _run(said: Mapping[str, Any], parameters: Mapping[str, Any], asked: Plan) ->
     places = [asked.root / folder / str(path) for folder in folders] if path else []
     now = next(filter(None, (stamp.sha256(place / "model.safetensors") for place in places)), None)
     then = said.get("checkpoint_sha256")
-    row = {key: said.get(key) for key in ("name", "seed", "schedule", "dataset", "model")}
+    row = {key: said.get(key) for key in ("name", "arm", "seed", "schedule", "dataset", "model")}
     row["path"] = _reachable(Path(path), asked) if path else None
     return {**row, "checkpoint_sha256": then or now, "unchanged": now == then if now and then else None}
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import gradlens as gl
 from gradlens.claims import Readings, Scaled, as_confident_as, judge, measure, paired
-from gradlens.claims.measure import DIRECTIONS
+from gradlens.claims.measure import DIRECTIONS, _withstood
 from gradlens.claims.rules import Contrast, judged
 from gradlens.claims.table import CLAIMS
 from gradlens.draws import mixed
@@ -214,6 +214,23 @@ def test_readings_are_those_of_the_calls_behind_them(trained):
             assert one.distance[~one.clean.bool()].isnan().all()  # no way to go to an error
     crossed = gl.transfer({"SL 1": models["SL"][1]}, {"t": models["SL"][0]}, x, y, ball)
     assert (read["SL"][0].transfer[crossed.fooled[0, 0]] == 0).all()
+
+
+def test_points_of_a_rescaled_copy_are_no_transfer(trained):
+    """Points that a copy with other logits makes are a white-box attack: only those of the third model count."""
+    models, x, y, _, _ = trained
+    torch.manual_seed(0)
+    ball, model, other = gl.Ball(0.2), models["SL"][0], nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    named = {"A": model, "A, louder": Scaled(Scaled(model, 3.0), 0.5), "B": other}
+    crossed = gl.transfer(named, named, x, y, ball)
+    right = gl.predict(model, x) == y
+    own, from_b = gl.transfer({"A": model, "B": other}, {"A": model}, x, y, ball).fooled[:, 0]
+    assert (own & ~from_b).any(), "else this would show nothing"
+    for name in ("A", "A, louder"):
+        withstood = _withstood(crossed, named, name)
+        assert torch.equal(withstood[right] == 0, from_b[right]) and withstood[~right].isnan().all()
+    copies = {name: named[name] for name in ("A", "A, louder")}
+    assert _withstood(gl.transfer(copies, copies, x, y, ball), copies, "A").isnan().all()
 
 
 def test_the_rise_around_the_weights_is_that_of_moved_copies(trained):

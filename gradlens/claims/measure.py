@@ -23,6 +23,7 @@ from ..losses import margin
 from ..robustness import Attack, Robustness, Transfer, exchange, robustness, transfer
 from ..stability import stability
 from ..types import ImagesLike, LabelsLike, PerSample
+from .controls import Scaled
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -115,7 +116,7 @@ def measure(
     read = {
         name: Readings(
             **_attacked(alone[name]), **rest[name],
-            worst=final[name].robust.double(), transfer=_withstood(crossed, name),
+            worst=final[name].robust.double(), transfer=_withstood(crossed, named, name),
         )
         for name in named
     }  # fmt: skip
@@ -128,12 +129,20 @@ def _attacked(alone: Robustness) -> dict[str, Tensor]:
     return {"clean": alone.clean.double(), **dict(zip(names, left, strict=True))}
 
 
-def _withstood(crossed: Transfer, name: str) -> PerSample:
-    """1 where no other source's point fools a target, 0 where one does, nan where the target errs by itself."""
+def _withstood(crossed: Transfer, models: Mapping[str, nn.Module], name: str) -> PerSample:
+    """1 where no other source's point fools a target, 0 where one does, nan where it errs by itself or there is none.
+
+    A copy with other logits is no other model: its points are those of a white-box attack on the target.
+    """
     t = crossed.targets.index(name)
-    others = [s for s, source in enumerate(crossed.sources) if source != name]
+    others = [s for s, source in enumerate(crossed.sources) if _plain(models[source]) is not _plain(models[name])]
     fooled = crossed.fooled[others, t].any(0)
-    return (~fooled).double().where(crossed.right[t], torch.nan)
+    return (~fooled).double().where(crossed.right[t] & bool(others), torch.nan)
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The model whose logits a control multiplies."""
+    return _plain(model.model) if isinstance(model, Scaled) else model
 
 
 def _rest(

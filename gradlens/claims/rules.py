@@ -49,7 +49,12 @@ class Line:
 
     @property
     def reading(self) -> str:
-        """ "there" or "not there" where the whole interval says so, else "unsure"."""
+        """ "there", "not there", or "unsure" where the interval leaves both possible.
+
+        More: there if the interval lies above 0 (above the loss that is allowed) and reaches the smallest difference
+        that matters, not there if it stays below that. Different: there if it leaves out 0 and reaches beyond
+        +-smallest, not there if it stays within. Equal: there if it stays within, not there if it is all beyond.
+        """
         if math.isnan(self.low):
             return "unsure"
         if self.kind == "more":

@@ -42,8 +42,13 @@ pd.DataFrame({"a": [0.5, 1.0], "b": ["x", "y, z"]}).to_parquet(Path(out) / "one_
 
 
 @pytest.fixture
-def built(house):
-    """A set whose second notebook is one of claims."""
+def built(house, monkeypatch):
+    """A set whose second notebook is one of claims, and reads the runs of a second sweep."""
+    monkeypatch.setattr("figures.build.sweep", lambda asked: None)
+    house.edit_set("[parameters]", '[sweeps]\n"runs/tiny" = "a.toml"\nmore = "b.toml"\n[parameters]')
+    house.edit_set("level = 1 }", 'level = 1, others = "more" }')
+    for name in ("a", "b"):
+        (house.root / f"{name}.toml").write_text(name)
     house.notebook("one", house.figure("one_figure"), TABLE)
     house.notebook("two", house.figure("claims"), LINES)
     house.edit_set('name = "two"', 'name = "two"\ntitle = "A place"')
@@ -108,9 +113,14 @@ def test_what_cannot_be_kept_is_refused_and_nothing_is_touched(built, capsys):
 
 def test_what_is_built_elsewhere_joins_what_was_kept_before(built, capsys):
     """A fresh folder in which one notebook alone is built: the other stays, with its commit, pictures and tables."""
+    assert built.build("--only", "one") == 0  # which is current, and says nothing of the other
     assert built.run("keep", "tiny", "--readme") == 0
     kept = built.root / "figures" / "tiny"
     before, table = manifest.read(kept), (kept / "two" / "claims.csv").read_bytes()
+    assert before["sweeps"] == [
+        {"folder": folder, "path": path, "sha256": built.sha256(built.root / path)}
+        for folder, path in (("runs/tiny", "a.toml"), ("more", "b.toml"))
+    ]
     shutil.rmtree(built.out)
     built.notebook("one", built.figure("one_figure"), TABLE, "print('another try')")
     assert built.build("--only", "one") == 0
@@ -120,6 +130,7 @@ def test_what_is_built_elsewhere_joins_what_was_kept_before(built, capsys):
     assert "not yet" not in capsys.readouterr().out
     after = manifest.read(kept)
     assert after["notebooks"][1] == before["notebooks"][1]
+    assert after["sweeps"] == before["sweeps"] != manifest.read(built.out)["sweeps"]
     assert after["notebooks"][0]["sha256"] != before["notebooks"][0]["sha256"]
     assert [figure["name"] for figure in after["figures"]] == ["one_figure", "claims"]
     assert (kept / "two" / "claims.csv").read_bytes() == table
@@ -138,6 +149,9 @@ def test_the_findings_of_the_readme_are_those_that_are_kept():
     made = manifest.read(kept)
     assert made["reproduce"] == "python -m figures build study"
     assert sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) < 20e6
+    swept = {sweep["folder"]: sweep["sha256"] for sweep in made["sweeps"]}
+    assert {Path(run["path"]).parent.as_posix() for figure in made["figures"] for run in figure["runs"]} == set(swept)
+    assert all(len(digest) == 64 for digest in swept.values())
     books = [book for book in made["notebooks"] if book["name"].startswith("claims") and book["status"] == "built"]
     assert books, "a study without a table of claims"
     for book in books:
@@ -147,3 +161,30 @@ def test_the_findings_of_the_readme_are_those_that_are_kept():
         table = pd.read_csv(kept / book["name"] / "claims.csv")
         assert set(table["seeds"]) <= set(range(6)) and len(table) > 20
         assert json.dumps(figure["files"]).count("claims.parquet") == 1
+
+
+READ = {  # what a line of a claim reads, as runs.csv calls it
+    "accuracy under PGD on the cross-entropy": "pgd", "clean accuracy": "clean",
+    "accuracy in the worst case over all attacks": "worst", "accuracy under queries (Square)": "square",
+    "log10 gradient norm, cross-entropy": "norm", "log10 gradient norm, margin": "norm_margin",
+    "log10 gradient norm, margin / logits": "norm_free", "cosine from step to step, cross-entropy": "cosine",
+    "cosine at the distance eps, margin": "local_cosine", "log10 bend within the ball, cross-entropy": "bend",
+    "log10 bend within the ball, margin / logits": "bend_free", "rise of the error around the weights": "weights",
+    "entropy at the image, nats": "entropy", "entropy after PGD, nats": "entropy_attacked",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["claims-digits", "claims-fashion-mnist", "claims-paper"])
+def test_kept_claims_are_the_differences_of_what_each_run_reads(name):
+    """The claims table against the readings of the single runs beside it: another file, joined by arm alone."""
+    kept = ROOT / "figures" / "study" / name
+    means = pd.read_csv(kept / "runs.csv").groupby("arm").mean(numeric_only=True)
+    lines = pd.concat([pd.read_csv(kept / "claims.csv"), pd.read_csv(kept / "controls.csv")])
+    seen = 0
+    for line in lines.rename(columns={"difference of": "arms"}).itertuples():
+        a, _, b = line.arms.partition(" - ")
+        if line.measured in READ and {a, b} <= set(means.index):
+            column = means[READ[line.measured]]
+            assert line.difference == pytest.approx(column[a] - column[b], abs=2e-5 * max(1, abs(column[a])))
+            seen += 1
+    assert seen > 15
