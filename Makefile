@@ -27,6 +27,7 @@ test-faults: $(READY)  ## Damage, fill up, lock, fuzz and kill -9 at length, as 
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.faults
 
 bench: $(PEERS)/.ready  ## Hold gradlens against its peers, as a table (an hour; README's Speed)
+	$(BIN)/python -m training sweep training/sweeps/digits.toml --out runs/digits
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m tests.bench --json runs/bench.json
 
 bench-quick: $(PEERS)/.ready  ## The same on smaller work, in three minutes

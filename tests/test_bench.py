@@ -30,11 +30,11 @@ def test_sides_take_turns_and_the_first_round_is_not_counted():
 def test_a_row_is_the_ratio_of_medians_with_the_spread_of_the_rounds():
     row = compared("work", "peer", [1.0, 2.0, 9.0], [4.0, 4.0, 6.0], at_most=0.5, agreement="same")
     assert (row.ratio, row.low, row.high, row.is_met) == (0.5, 0.25, 1.5, True)
-    missed = compared("work", "peer", [3.0], [4.0], at_most=0.5, agreement="same")
+    missed = compared("work", "peer", [3.0], [4.0], at_most=0.5, agreement="same", note="from a part")
     assert not missed.is_met
     table = markdown([row, missed])
-    assert "| work | peer | 0.50 | 0.25 to 1.50 | 0.50, met |" in table
-    assert "| 0.75 | 0.75 to 0.75 | 0.50, **missed** |" in table
+    assert "| work | peer | 0.50 | 0.25 to 1.50 | 0.50, met |  |" in table
+    assert "| 0.75 | 0.75 to 0.75 | 0.50, **missed** | from a part |" in table
     assert "MISSED" in str(missed)
     assert compared("work", "peer", [1.0], [1.0], agreement="same").is_met
 

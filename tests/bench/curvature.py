@@ -52,7 +52,7 @@ def timed(run: Callable[[], object]) -> tuple[float, object]:
     return clock() - begun, result
 
 
-def linear(model: nn.Module, x: Tensor, y: Tensor, ours: gl.Spectrum, depth: int, probes: int) -> tuple[Tensor, float]:
+def linear(model: nn.Module, x: Tensor, y: Tensor, ours: gl.Spectrum, depth: int = 15) -> tuple[Tensor, float]:
     """curvlinops' five largest eigenvalues and its trace, with the density computed besides."""
     batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -63,9 +63,9 @@ def linear(model: nn.Module, x: Tensor, y: Tensor, ours: gl.Spectrum, depth: int
         operator = HessianLinearOperator(model, nn.CrossEntropyLoss(), parameters, batches, check_deterministic=False)
         largest = eigsh(operator.to_scipy(), k=5, which="LA", tol=1e-3, return_eigenvectors=False)
         ends = float(ours.bottom[0]), float(ours.eigenvalues[0])
+        probes = max(1, ours.products["density"] // depth)
         lanczos_approximate_spectrum(operator, depth, num_repeats=probes, boundaries=ends)
-        vectors = ours.products["trace"] + ours.products["density"]
-        trace = float(hutchpp_trace(operator, max(3, 3 * (vectors // 3))))
+        trace = float(hutchpp_trace(operator, max(3, 3 * (ours.products["trace"] // 3))))
     return torch.from_numpy(np.sort(largest)[::-1].copy()), trace
 
 
@@ -86,7 +86,7 @@ def rows(*, rounds: int = 3, precision: float = 0.01, probes: int = 100, device:
 
         b, other = timed(lambda theirs=theirs: theirs(probes))
         alone, _ = timed(lambda theirs=theirs: theirs(2))
-        c, found = timed(lambda ours=ours: linear(model, x, y, ours, 15, 4))
+        c, found = timed(lambda ours=ours: linear(model, x, y, ours))
         assert isinstance(other, gl.Spectrum)
         assert isinstance(found, tuple)
         said = agreement(ours, other, *found)

@@ -81,9 +81,10 @@ def compared(
 
 def markdown(rows: Sequence[Outcome]) -> str:
     """The table of the README."""
-    head = "| work | against | ratio | rounds | goal |\n|---|---|---|---|---|\n"
+    head = "| work | against | ratio | rounds | goal | note |\n|---|---|---|---|---|---|\n"
     return head + "".join(
-        f"| {row.work} | {row.against} | {_short(row.ratio)} | {_spread(row)} | {_goal(row)} |\n" for row in rows
+        f"| {row.work} | {row.against} | {_short(row.ratio)} | {_spread(row)} | {_goal(row)} | {row.note} |\n"
+        for row in rows
     )
 
 
