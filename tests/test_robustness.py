@@ -1,6 +1,7 @@
 """Worst case per sample: who broke what, counted anew; costs, files, the reference package, bad input."""
 
 import copy
+import dataclasses
 import logging
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from gradlens import Attack, Ball, Robustness, auto_attack, robustness
 from gradlens.robustness import autoattack
 from gradlens.robustness.precise import pgd_double
 from tests.analytic import Constant, Counting, Plane, Random, smooth_cnn, snapshot
+from tests.test_attack_distance import Padded
 
 BALL = Ball(0.1)
 ROOT = Path(__file__).parents[1]
@@ -206,6 +208,33 @@ def test_on_a_plane_what_lies_nearer_than_eps_is_broken_and_nothing_else(norm, s
         assert not result.robust[near].any()
         assert result.robust[far].all()
         assert near.sum() > 5 and far.sum() > 5
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_every_attack_of_the_full_suite_breaks_a_plane_alone(norm):
+    """At twice the distance, with fewer steps; and the suites hold what they are said to hold, in this order."""
+    names = [attack.name for attack in gl.FULL]
+    assert [attack.name for attack in gl.QUICK] == names[:4]
+    assert [attack.name for attack in gl.STANDARD] == names[:8]
+    assert names[4:8] == ["aa-apgd-ce", "aa-apgd-t", "aa-fab-t", "aa-square"]
+    assert names[8:] == ["pgd-1000", "square", "nes", "rays", "hopskipjump"]
+    assert gl.FULL[8].options == {"steps": 1000, "loss": gl.losses.margin, "restarts": 5, "batch": 32}
+    w = torch.randn(36, generator=torch.Generator().manual_seed(1))
+    plane = Plane(w, b=float(0.5 * w.sum()))
+    model = Padded(plane)
+    x = (0.5 - 0.02 * w / w.norm()).view(1, 1, 6, 6).repeat(2, 1, 1, 1)
+    ball = Ball(2 * plane.distance(x, norm)[0].item(), norm)
+    attacks = [
+        dataclasses.replace(attack, options={k: 20 if k == "steps" else v for k, v in attack.options.items()})
+        for attack in gl.FULL
+    ]
+    result = robustness(model, x, torch.zeros(2, dtype=torch.long), ball, attacks=attacks, exhaustive=True,
+                        generator=torch.Generator().manual_seed(0))  # fmt: skip
+    left_out = ["rays"] if norm == "l2" else []
+    assert result.flags.get("left out", "") == ", ".join(left_out)
+    broken = {name: int(result.broke[i].sum()) for i, name in enumerate(result.attacks)}
+    assert broken.pop("pgd-double") == 0  # of normal gradients it takes no second look
+    assert broken == {name: 2 for name in names if name not in ("pgd-double", *left_out)}
 
 
 def test_an_evaluation_that_was_stopped_goes_on_without_repeating_a_batch(digits, tmp_path, monkeypatch):
