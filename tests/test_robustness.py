@@ -210,6 +210,28 @@ def test_on_a_plane_what_lies_nearer_than_eps_is_broken_and_nothing_else(norm, s
         assert near.sum() > 5 and far.sum() > 5
 
 
+def test_an_evaluation_is_an_attack_too(striped):
+    """AutoAttack alone as one attack among others: it breaks what it breaks by itself, at the cost of all its parts."""
+    model, x, y, broken = striped
+    parts = [Attack("a", answers(x, {1: broken[1]})), Attack("b", answers(x, {2: broken[2], 3: broken[3]}))]
+
+    def together(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Robustness:
+        return robustness(model, x, y, ball, attacks=parts)
+
+    result = robustness(model, x, y, BALL, attacks=[*parts, Attack("both", together)], exhaustive=True)
+    assert result.broke[2].tolist() == [False, True, True, True, False]
+    assert (result.under("a"), result.under("b"), result.under("both")) == pytest.approx((0.6, 0.4, 0.2))
+    w = torch.randn(25, generator=torch.Generator().manual_seed(1))
+    plane = Plane(w, b=float(0.5 * w.sum()))
+    x = (0.5 - torch.tensor([[0.01], [0.02]]) * w / w.norm()).view(2, 1, 5, 5)
+    ball, y = Ball(1.2 * plane.distance(x, "linf").amax().item()), torch.zeros(2, dtype=torch.long)
+    alone = robustness(plane, x, y, ball, attacks=[Attack("AutoAttack", auto_attack)])
+    itself = auto_attack(plane, x, y, ball)
+    assert alone.broke[0].all() and not itself.robust.any()
+    assert alone.forwards.sum() >= itself.forwards.sum() > 0
+    assert "only 2 classes" in alone.flags["classes"]
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_every_attack_of_the_full_suite_breaks_a_plane_alone(norm):
     """At twice the distance, with fewer steps; and the suites hold what they are said to hold, in this order."""

@@ -17,6 +17,7 @@ from ..ball import Ball
 from ..model import frozen
 from ..provenance import digest
 from ..types import Images, Labels
+from .record import Robustness
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 FIXED = (bool, int, float, str, bytes, tuple, Tensor, types.FunctionType, functools.partial, type(None))
@@ -177,6 +178,6 @@ def _points(result: Any) -> Any:
     match result:
         case PGDTrace():
             return result.best
-        case QueryTrace() | Distances():
+        case QueryTrace() | Distances() | Robustness():
             return result.adversarial
     return result
