@@ -620,6 +620,14 @@ def test_an_attack_that_writes_into_what_it_is_given_is_judged_by_the_originals(
         robustness(model, x, y, BALL, attacks=[rewrites])
     assert float(model.unused.detach()) == 0
 
+    def breaks_off(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
+        rewrites(model, x, y, ball)
+        raise KeyError("of the caller's own")
+
+    with pytest.raises(KeyError, match="of the caller's own"):
+        robustness(model, x, y, BALL, attacks=[breaks_off])
+    assert float(model.unused.detach()) == 0
+
 
 def test_an_answer_that_is_no_number_is_no_break(striped):
     _, x, y, _ = striped

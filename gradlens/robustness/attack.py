@@ -126,12 +126,14 @@ def metered(model: nn.Module) -> Iterator[Cost]:
 
 @contextmanager
 def _guarded(model: nn.Module, name: str) -> Iterator[None]:
-    """Weights are what they were after it; raises ValueError for an attack that wrote to them."""
+    """Weights are what they were after it, however it ends; raises ValueError for an attack that wrote to them."""
     kept = [(p, p.detach().clone()) for p in model.parameters()]
-    yield
-    changed = [(p, old) for p, old in kept if p.shape != old.shape or not torch.equal(p.nan_to_num(), old.nan_to_num())]
-    for p, old in changed:
-        p.data = old
+    try:
+        yield
+    finally:
+        changed = [(p, t) for p, t in kept if p.shape != t.shape or not torch.equal(p.nan_to_num(), t.nan_to_num())]
+        for p, old in changed:
+            p.data = old
     if changed:
         raise ValueError(f"attack {name!r} changed the model's weights, expected it to leave the model as it is")
 
