@@ -497,6 +497,28 @@ def test_double_precision_finds_the_gradient_that_single_precision_loses():
     assert torch.equal(pgd_double(ordinary, images, gl.predict(ordinary, images), BALL), images)  # nothing was lost
 
 
+class Sure(nn.Module):
+    """z = (100 x0, 10 x1 + 15): at (0.5, 0.5) the margin is -30, and float32 knows 1 - p(y) as 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.tensor([100.0, 10.0])), nn.Parameter(torch.tensor([0.0, 15.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) * self.w + self.b
+
+
+def test_double_precision_finds_the_part_of_the_gradient_that_single_precision_loses():
+    """Darkening pixel 0 by 0.35 is enough; float32 sees that pixel 1 matters alone, which is not."""
+    model, x, y, ball = Sure(), torch.full((1, 1, 1, 2), 0.5), torch.zeros(1, dtype=torch.long), Ball(0.35)
+    trace = gl.pgd(model, x, y, ball, steps=20)
+    assert not trace.ever.any() and not trace.vanished.any()
+    assert trace.adversarial.flatten().tolist() == pytest.approx([0.5, 0.85])
+    found = pgd_double(model, x, y, ball)
+    assert found.flatten().tolist() == pytest.approx([0.15, 0.85]) and model(found).argmax(1).item() == 1
+    assert robustness(model, x, y, ball, attacks=[Attack("double", pgd_double)]).broken_by.tolist() == [0]
+
+
 class Uncopied(Confident):
     """Holds what cannot be copied, as a lock or an open file."""
 
