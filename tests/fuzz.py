@@ -194,9 +194,9 @@ SERIAL = ("radii", "scales", "values")
 FLAGGED = ("until_broken", "reach_edges", "exhaustive", "ensemble")
 SMALL = {"steps": 2, "points": 3, "queries": 20, "draws": 2, "k": 1, "probes": 2, "depth": 2, "population": 2}
 DIRECT = (
-    "fgsm", "pgd", "apgd", "apgd_targeted", "minimum_norm", "square", "nes", "rays", "hopskipjump", "stability",
-    "gradients", "entropy", "input_plane", "input_line", "input_path", "weight_plane", "weight_line", "spectrum",
-    "predict", "target_classes",
+    "fgsm", "pgd", "apgd", "pgd_targeted", "apgd_targeted", "minimum_norm", "square", "nes", "rays", "hopskipjump",
+    "stability", "gradients", "entropy", "input_plane", "input_line", "input_path", "weight_plane", "weight_line",
+    "spectrum", "predict", "target_classes",
 )  # fmt: skip
 TARGETS: dict[str, Call] = {name: getattr(gl, name) for name in DIRECT} | {
     "interpolate": lambda model, x, y=None, ball=gl.Ball(), **knobs: gl.interpolate(

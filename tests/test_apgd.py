@@ -227,7 +227,7 @@ def test_the_model_is_left_as_it_was_in_training_mode_and_half_frozen(images, la
     model = model.double().train()
     model[0].weight.requires_grad_(False)
     before = snapshot(model)
-    for attack in (gl.apgd, gl.fgsm, gl.apgd_targeted, gl.minimum_norm):
+    for attack in (gl.apgd, gl.fgsm, gl.pgd_targeted, gl.apgd_targeted, gl.minimum_norm):
         attack(model, images, labels, Ball(0.1), **({} if attack is gl.fgsm else {"steps": 3}))
         assert snapshot(model) == before, attack
         with pytest.raises(ValueError, match="y spans"):

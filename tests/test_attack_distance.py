@@ -39,6 +39,7 @@ ATTACKS: dict[str, Callable[..., PGDTrace]] = {
     "pgd": lambda *given, loss: gl.pgd(*given, steps=12, loss=loss),
     "apgd": lambda *given, loss: gl.apgd(*given, steps=12, loss=loss),
     "fgsm": lambda *given, loss: gl.fgsm(*given, loss=loss),
+    "pgd_targeted": lambda *given, loss: gl.pgd_targeted(*given, steps=12, loss=loss),
     "apgd_targeted": lambda *given, loss: gl.apgd_targeted(*given, steps=12, loss=loss),
 }
 LOSSES = {
@@ -54,7 +55,12 @@ LOSSES = {
 @NORMS
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 @pytest.mark.parametrize(
-    ("attack", "loss"), [*itertools.product(ATTACKS, list(LOSSES)[:-1]), ("apgd_targeted", "targeted_dlr")]
+    ("attack", "loss"),
+    [
+        *itertools.product(ATTACKS, list(LOSSES)[:-1]),
+        ("pgd_targeted", "targeted_dlr"),
+        ("apgd_targeted", "targeted_dlr"),
+    ],
 )
 def test_each_attack_breaks_at_a_tenth_beyond_the_distance_and_none_at_a_hundredth_within(attack, loss, scale, norm):
     plane, model, x, y = placed(scale, 4 if "dlr" in loss else 2)

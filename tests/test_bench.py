@@ -1,12 +1,15 @@
 """What the benchmarks report is what they measured, and they still run: their numbers are nobody's test."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from gradlens import Attack, Ball
+from gradlens.robustness.suites import SUITES
 from tests.bench import __main__ as bench
-from tests.bench import indicators, machine, networks, outcome, training, weights
+from tests.bench import attacks, indicators, machine, networks, outcome, training, weights
 from tests.bench.outcome import Outcome, compared, in_turns, markdown, rewrite
 
 
@@ -98,6 +101,27 @@ def test_a_benchmark_runs_and_both_sides_agree(rows):
     found = rows()
     assert found
     assert all(isinstance(row, Outcome) and row.ours > 0 and row.theirs > 0 and row.agreement for row in found)
+
+
+def test_a_suite_that_leaves_more_than_autoattack_is_no_faster_one(monkeypatch):
+    """Class means of digits, in a ball that reaches all; then with a suite that tries nothing."""
+    digits = attacks.data.load("digits")
+    x, y = attacks.data.subset(digits.train, len(digits.train), 0)
+    means = torch.stack([x[y == k].flatten(1).mean(0) for k in range(10)])
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    with torch.no_grad():
+        model[1].weight.copy_(means)
+        model[1].bias.copy_(-means.square().sum(1) / 2)
+    config = SimpleNamespace(dataset="digits")
+    runs = [SimpleNamespace(arm=arm, name=arm, config=config, model=lambda: model) for arm in ("SL-adv", "RL-adv")]
+    monkeypatch.setattr(attacks.checkpoint, "load_all", lambda folder: runs)
+    monkeypatch.setattr(attacks.data, "load", lambda name: dataclasses.replace(digits, ball=Ball(0.4)))
+    found = attacks.rows(samples=12)
+    assert [row.work for row in found] == [f'suite "quick", {arm} on digits, 12 images' for arm in ("SL-adv", "RL-adv")]
+    assert all(row.agreement == "robust accuracy 0.00% and 0.00%" and row.at_most == 0.2 for row in found)
+    monkeypatch.setitem(SUITES, "quick", (Attack("nothing", lambda model, x, y, ball: x),))
+    with pytest.raises(RuntimeError, match=r"SL-adv: quick leaves \d+\.\d+%, AutoAttack 0\.00%; expected within half"):
+        attacks.rows(samples=12)
 
 
 def test_unknown_benchmarks_are_refused(capsys):

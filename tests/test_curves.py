@@ -1,6 +1,7 @@
 """Accuracy against a budget, on models where the budget that each sample takes is known on paper."""
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -79,6 +80,18 @@ def test_steps_in_pieces_are_the_steps_of_one_run(cnn, images):
         expected = next((v for v in (1, 2, 4, 7, 12) if v >= first), math.inf)
         assert float(found.broken_at[i]) == expected
     assert found.broken_at.isfinite().any()
+
+
+def test_a_long_run_has_fewer_images_in_memory_and_the_same_curve(cnn, images, monkeypatch):
+    y, most = gl.predict(cnn, images), []
+    options = {"over": "steps", "values": [2, 12], "steps": 12}
+    whole = curve(cnn, images, y, Ball(0.02), **options)
+    monkeypatch.setattr(import_module("gradlens.robustness.curves"), "POINTS", 20)
+    handle = cnn.register_forward_pre_hook(lambda module, args: most.append((len(args[0]), args[0].requires_grad)))
+    parts = curve(cnn, images, y, Ball(0.02), **options)
+    handle.remove()
+    assert torch.equal(parts.broken_at, whole.broken_at) and whole.broken_at.isinf().any()
+    assert {size for size, has_grad in most[-20:] if has_grad} == {2}  # 20 points, ten steps each
 
 
 def test_over_restarts_the_first_begins_at_the_image(cnn, images):

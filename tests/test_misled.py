@@ -178,7 +178,7 @@ def test_more_restarts_toward_targets_break_no_fewer(model, x, y):
     assert broken == sorted(broken)
 
 
-@pytest.mark.parametrize("attack", [gl.fgsm, gl.pgd, gl.apgd, gl.apgd_targeted])
+@pytest.mark.parametrize("attack", [gl.fgsm, gl.pgd, gl.apgd, gl.pgd_targeted, gl.apgd_targeted])
 def test_gradient_attacks_say_where_nothing_was_left(attack, model, x, y):
     said = str(attack(model, x, (y + 1) % 4, BALL))
     assert "nothing was left to attack" in said

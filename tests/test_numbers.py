@@ -19,6 +19,7 @@ TRACES: dict[str, Call] = {
     "fgsm": lambda model, x, y: gl.fgsm(model, x, y, BALL),
     "pgd": lambda model, x, y: gl.pgd(model, x, y, BALL, steps=3),
     "apgd": lambda model, x, y: gl.apgd(model, x, y, BALL, steps=5),
+    "pgd_targeted": lambda model, x, y: gl.pgd_targeted(model, x, y, BALL, steps=3),
     "apgd_targeted": lambda model, x, y: gl.apgd_targeted(model, x, y, BALL, steps=5),
 }
 QUERIES: dict[str, Call] = {

@@ -1,6 +1,7 @@
 """Worst case per sample: who broke what, counted anew; costs, files, the reference package, bad input."""
 
 import copy
+import dataclasses
 import logging
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from gradlens import Attack, Ball, Robustness, auto_attack, robustness
 from gradlens.robustness import autoattack
 from gradlens.robustness.precise import pgd_double
 from tests.analytic import Constant, Counting, Plane, Random, smooth_cnn, snapshot
+from tests.test_attack_distance import Padded
 
 BALL = Ball(0.1)
 ROOT = Path(__file__).parents[1]
@@ -206,6 +208,55 @@ def test_on_a_plane_what_lies_nearer_than_eps_is_broken_and_nothing_else(norm, s
         assert not result.robust[near].any()
         assert result.robust[far].all()
         assert near.sum() > 5 and far.sum() > 5
+
+
+def test_an_evaluation_is_an_attack_too(striped):
+    """AutoAttack alone as one attack among others: it breaks what it breaks by itself, at the cost of all its parts."""
+    model, x, y, broken = striped
+    parts = [Attack("a", answers(x, {1: broken[1]})), Attack("b", answers(x, {2: broken[2], 3: broken[3]}))]
+
+    def together(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Robustness:
+        return robustness(model, x, y, ball, attacks=parts)
+
+    result = robustness(model, x, y, BALL, attacks=[*parts, Attack("both", together)], exhaustive=True)
+    assert result.broke[2].tolist() == [False, True, True, True, False]
+    assert (result.under("a"), result.under("b"), result.under("both")) == pytest.approx((0.6, 0.4, 0.2))
+    w = torch.randn(25, generator=torch.Generator().manual_seed(1))
+    plane = Plane(w, b=float(0.5 * w.sum()))
+    x = (0.5 - torch.tensor([[0.01], [0.02]]) * w / w.norm()).view(2, 1, 5, 5)
+    ball, y = Ball(1.2 * plane.distance(x, "linf").amax().item()), torch.zeros(2, dtype=torch.long)
+    alone = robustness(plane, x, y, ball, attacks=[Attack("AutoAttack", auto_attack)])
+    itself = auto_attack(plane, x, y, ball)
+    assert alone.broke[0].all() and not itself.robust.any()
+    assert alone.forwards.sum() >= itself.forwards.sum() > 0
+    assert "only 2 classes" in alone.flags["classes"]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_every_attack_of_the_full_suite_breaks_a_plane_alone(norm):
+    """At twice the distance, with fewer steps; and the suites hold what they are said to hold, in this order."""
+    names = [attack.name for attack in gl.FULL]
+    assert [attack.name for attack in gl.QUICK] == names[:4]
+    assert [attack.name for attack in gl.STANDARD] == names[:8]
+    assert names[4:8] == ["aa-apgd-ce", "aa-apgd-t", "aa-fab-t", "aa-square"]
+    assert names[8:] == ["pgd-1000", "square", "nes", "rays", "hopskipjump"]
+    assert gl.FULL[8].options == {"steps": 1000, "loss": gl.losses.margin, "restarts": 5, "batch": 32}
+    w = torch.randn(36, generator=torch.Generator().manual_seed(1))
+    plane = Plane(w, b=float(0.5 * w.sum()))
+    model = Padded(plane)
+    x = (0.5 - 0.02 * w / w.norm()).view(1, 1, 6, 6).repeat(2, 1, 1, 1)
+    ball = Ball(2 * plane.distance(x, norm)[0].item(), norm)
+    attacks = [
+        dataclasses.replace(attack, options={k: 20 if k == "steps" else v for k, v in attack.options.items()})
+        for attack in gl.FULL
+    ]
+    result = robustness(model, x, torch.zeros(2, dtype=torch.long), ball, attacks=attacks, exhaustive=True,
+                        generator=torch.Generator().manual_seed(0))  # fmt: skip
+    left_out = ["rays"] if norm == "l2" else []
+    assert result.flags.get("left out", "") == ", ".join(left_out)
+    broken = {name: int(result.broke[i].sum()) for i, name in enumerate(result.attacks)}
+    assert broken.pop("pgd-double") == 0  # of normal gradients it takes no second look
+    assert broken == {name: 2 for name in names if name not in ("pgd-double", *left_out)}
 
 
 def test_an_evaluation_that_was_stopped_goes_on_without_repeating_a_batch(digits, tmp_path, monkeypatch):
@@ -446,6 +497,28 @@ def test_double_precision_finds_the_gradient_that_single_precision_loses():
     assert torch.equal(pgd_double(ordinary, images, gl.predict(ordinary, images), BALL), images)  # nothing was lost
 
 
+class Sure(nn.Module):
+    """z = (100 x0, 10 x1 + 15): at (0.5, 0.5) the margin is -30, and float32 knows 1 - p(y) as 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.tensor([100.0, 10.0])), nn.Parameter(torch.tensor([0.0, 15.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) * self.w + self.b
+
+
+def test_double_precision_finds_the_part_of_the_gradient_that_single_precision_loses():
+    """Darkening pixel 0 by 0.35 is enough; float32 sees that pixel 1 matters alone, which is not."""
+    model, x, y, ball = Sure(), torch.full((1, 1, 1, 2), 0.5), torch.zeros(1, dtype=torch.long), Ball(0.35)
+    trace = gl.pgd(model, x, y, ball, steps=20)
+    assert not trace.ever.any() and not trace.vanished.any()
+    assert trace.adversarial.flatten().tolist() == pytest.approx([0.5, 0.85])
+    found = pgd_double(model, x, y, ball)
+    assert found.flatten().tolist() == pytest.approx([0.15, 0.85]) and model(found).argmax(1).item() == 1
+    assert robustness(model, x, y, ball, attacks=[Attack("double", pgd_double)]).broken_by.tolist() == [0]
+
+
 class Uncopied(Confident):
     """Holds what cannot be copied, as a lock or an open file."""
 
@@ -567,6 +640,14 @@ def test_an_attack_that_writes_into_what_it_is_given_is_judged_by_the_originals(
     assert torch.equal(x, kept[0]) and torch.equal(y, kept[1])
     with pytest.raises(ValueError, match="attack 'rewrites' changed the model's weights, expected it to leave"):
         robustness(model, x, y, BALL, attacks=[rewrites])
+    assert float(model.unused.detach()) == 0
+
+    def breaks_off(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
+        rewrites(model, x, y, ball)
+        raise KeyError("of the caller's own")
+
+    with pytest.raises(KeyError, match="of the caller's own"):
+        robustness(model, x, y, BALL, attacks=[breaks_off])
     assert float(model.unused.detach()) == 0
 
 

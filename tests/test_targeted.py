@@ -95,6 +95,29 @@ def test_each_sample_is_broken_by_the_first_class_that_breaks_it(by, cnn, images
     assert ball.contains(together.best, images).all() and together.targets is None
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_towards_all_classes_breaks_what_a_run_towards_some_class_breaks(norm, generator):
+    """Class 1 leads by logit and rises slowly in pixel 0, class 2 rises fast in pixel 1, class 3 never; label 0."""
+    model = nn.Linear(4, 4).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0] * 4, [1, 0, 0, 0], [0, 10, 0, 0], [0, 0, 0, 0.1]]))
+        model.bias.copy_(torch.tensor([0.0, -0.8, -6.0, -9.0]))
+    x = 0.35 + 0.2 * torch.rand(40, 4, generator=generator, dtype=torch.float64)
+    ball, y = Ball(0.15, norm), torch.zeros(40, dtype=torch.long)
+    options = {"steps": 7, "momentum": 0.5, "loss": losses.margin}
+    ranks = gl.target_classes(model, x, y, ball, by="logit")
+    broken = torch.stack([gl.pgd(model, x, y, ball, targets=wanted, **options).ever for wanted in ranks.T])
+    together = gl.pgd_targeted(model, x, y, ball, by="logit", **options)
+    exact = (x[:, 1] > 0.45) | (x[:, 0] > 0.65)  # within eps of 0.6, or of 0.8
+    assert torch.equal(together.ever, exact) and torch.equal(broken.any(0), exact)
+    assert exact.any() and not exact.all() and (broken[1:].any(0) & ~broken[0]).any()
+    tried = torch.where(exact, broken.double().argmax(0) + 1, 3)
+    assert torch.equal(together.forwards, 8 * tried + 1) and torch.equal(together.backwards, 8 * tried)
+    assert torch.equal(model(together.best).argmax(1) != y, exact) and ball.contains(together.best, x).all()
+    few = gl.pgd_targeted(model, x, y, ball, by="logit", classes=1, **options)
+    assert torch.equal(few.ever, broken[0])
+
+
 def test_fewer_classes_are_the_beginning_of_more_and_all_are_enough(cnn, images):
     y = cnn(images).argmax(1)
     ball = Ball(1.01 * gl.minimum_norm(cnn, images, y).distance.median().item())
@@ -126,6 +149,7 @@ def test_a_start_is_taken(cnn, images):
         (lambda m, x: gl.target_classes(m, x, None, count=0), "count is 0, expected"),
         (lambda m, x: gl.target_classes(m, x, None, count=4), "count is 4, expected at most 3"),
         (lambda m, x: gl.apgd_targeted(m, x, None, classes=0), "classes is 0, expected"),
+        (lambda m, x: gl.pgd_targeted(m, x, None, classes=0), "classes is 0, expected"),
         (lambda m, x: gl.apgd_targeted(m, x, None, steps=0), "steps is 0, expected"),
         (lambda m, x: gl.apgd_targeted(m, x, None, start=x[:2]), "start has 2 entries"),
     ],

@@ -25,8 +25,8 @@ from training.engines import Engine
 # what works on all samples together (robustness, spectrum, masking, transfer, curve) or is about the weights is not the
 # same in parts
 CALLS = (
-    "stability", "gradients", "entropy", "pgd", "fgsm", "apgd", "apgd_targeted", "minimum_norm", "square", "nes",
-    "rays", "hopskipjump", "input_path",
+    "stability", "gradients", "entropy", "pgd", "fgsm", "apgd", "pgd_targeted", "apgd_targeted", "minimum_norm",
+    "square", "nes", "rays", "hopskipjump", "input_path",
 )  # fmt: skip
 Piece = tuple[Any, Any]  # images and labels of one chunk; of an iterable, the chunk as a list of one batch
 

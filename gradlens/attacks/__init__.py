@@ -6,7 +6,7 @@ from .fgsm import fgsm
 from .fmn import minimum_norm
 from .pgd import pgd
 from .queries import QueryTrace, hopskipjump, nes, rays, square
-from .targeted import apgd_targeted, target_classes
+from .targeted import apgd_targeted, pgd_targeted, target_classes
 from .trace import PGDTrace
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "minimum_norm",
     "nes",
     "pgd",
+    "pgd_targeted",
     "rays",
     "square",
     "target_classes",

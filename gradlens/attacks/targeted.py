@@ -1,6 +1,7 @@
 """Attacks on one wrong class after the other, and which to try first."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,10 +11,11 @@ from torch import nn
 from ..ball import Ball
 from ..batches import Chunk, measured
 from ..door import check_attack, check_choice, check_count
-from ..losses import targeted_dlr, towards
+from ..losses import margin, targeted_dlr, towards
 from ..model import logits
 from ..types import Images, ImagesLike, Labels, LabelsLike, Loss, Targets
-from .apgd import climb
+from .apgd import climb as climb_halving
+from .pgd import climb as climb_steadily
 from .runs import check_beside, start_of
 from .trace import PGDTrace, stronger
 
@@ -31,7 +33,8 @@ def target_classes(
     by: By = "malt",
     batch: int | None = None,
 ) -> Targets:
-    """The wrong classes that look closest, (batch, count), the closest first; all of them where no count is given.
+    """The wrong classes that look closest, (batch, count), the closest first; all of them where no count is given,
+    with by="malt" at most 100.
 
     By "logit": of largest logit, AutoAttack's choice. By "malt" (Melamed et al. 2024, arXiv 2407.02240): by the true
     logit's lead over the size of its gradient in `x`, which on a linear model is the distance to that class; taken in
@@ -48,7 +51,7 @@ def target_classes(
         with chunk.folded():
             ranks = ranked(model, chunk.x, chunk.y, ball, by)
         if count is not None and count > ranks.shape[1]:
-            raise ValueError(f"count is {count}, expected at most {ranks.shape[1]}, the wrong classes there are")
+            raise ValueError(f"count is {count}, expected at most {ranks.shape[1]}, the wrong classes that are ranked")
         return _Ranks(ranks[:, :count])
 
     options = {"ball": ball, "count": count, "by": by}
@@ -83,22 +86,81 @@ def apgd_targeted(
     _check_by(by)
     check_beside("start", start, x)
 
+    def walk(x: Images, y: Labels, point: Images, climbed: Loss) -> PGDTrace:
+        return climb_halving(model, x, y, ball, point, steps, climbed)
+
     def run(chunk: Chunk) -> PGDTrace:
-        x, y, begin = chunk.x, chunk.y, start_of(start, chunk, ball)
-        with chunk.folded():
-            ranks = ranked(model, x, y, ball, by)
-            gradients = ranks.shape[1] if by == "malt" else 0
-            trace = climb(model, x, y, ball, begin, steps, towards(loss, ranks[:, 0]))
-            for wanted in ranks.T[1:classes]:
-                left = (~trace.ever).nonzero().flatten()
-                if len(left) == 0:
-                    break
-                towards_it = towards(loss, wanted[left])
-                trace = stronger(trace, climb(model, x[left], y[left], ball, begin[left], steps, towards_it), left)
-        return dataclasses.replace(trace, forwards=trace.forwards + 1, backwards=trace.backwards + gradients)
+        return _one_by_one(walk, model, chunk, start_of(start, chunk, ball), ball, loss, by, classes)
 
     options = {"ball": ball, "steps": steps, "classes": classes, "by": by, "loss": loss, "start": start}
     return measured(run, model, x, y, ball, call="apgd_targeted", options=options, batch=batch, generator=generator)
+
+
+def pgd_targeted(
+    model: nn.Module,
+    x: ImagesLike,
+    y: LabelsLike | None,
+    ball: Ball = Ball(),
+    *,
+    steps: int = 10,
+    step_size: float | None = None,
+    classes: int | None = None,
+    by: By = "malt",
+    loss: Loss = margin,
+    momentum: float = 0.0,
+    start: ImagesLike | None = None,
+    batch: int | None = None,
+    generator: torch.Generator | None = None,
+) -> PGDTrace:
+    """`pgd` towards all wrong classes, one after the other, until some error is found (MultiTargeted, Gowal et al.
+    2019).
+
+    As `apgd_targeted`, with fixed steps, towards all that `target_classes` ranks, or the first `classes` of them. The
+    default loss raises the target's lead over all other classes.
+
+    Arguments and errors are those of `pgd`.
+    """
+    size = check_attack(ball, steps=steps, step_size=step_size, momentum=momentum)
+    if classes is not None:
+        check_count("classes", classes)
+    _check_by(by)
+    check_beside("start", start, x)
+
+    def walk(x: Images, y: Labels, point: Images, climbed: Loss) -> PGDTrace:
+        return climb_steadily(model, x, y, ball, point, steps, size, climbed, momentum=momentum)
+
+    def run(chunk: Chunk) -> PGDTrace:
+        return _one_by_one(walk, model, chunk, start_of(start, chunk, ball), ball, loss, by, classes)
+
+    options = {
+        "ball": ball, "steps": steps, "step_size": size, "classes": classes, "by": by, "loss": loss,
+        "momentum": momentum, "start": start,
+    }  # fmt: skip
+    return measured(run, model, x, y, ball, call="pgd_targeted", options=options, batch=batch, generator=generator)
+
+
+def _one_by_one(
+    walk: Callable[[Images, Labels, Images, Loss], PGDTrace],
+    model: nn.Module,
+    chunk: Chunk,
+    begin: Images,
+    ball: Ball,
+    loss: Loss,
+    by: By,
+    count: int | None,
+) -> PGDTrace:
+    """A run towards each of the first `count` classes, of the samples that have met no error before it."""
+    x, y = chunk.x, chunk.y
+    with chunk.folded():
+        ranks = ranked(model, x, y, ball, by)
+        gradients = ranks.shape[1] if by == "malt" else 0
+        trace = walk(x, y, begin, towards(loss, ranks[:, 0]))
+        for wanted in ranks.T[1:count]:
+            left = (~trace.ever).nonzero().flatten()
+            if len(left) == 0:
+                break
+            trace = stronger(trace, walk(x[left], y[left], begin[left], towards(loss, wanted[left])), left)
+    return dataclasses.replace(trace, forwards=trace.forwards + 1, backwards=trace.backwards + gradients)
 
 
 def ranked(model: nn.Module, x: Images, y: Labels, ball: Ball, by: By) -> Targets:

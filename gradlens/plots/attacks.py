@@ -85,7 +85,8 @@ def curves(results: Mapping[str, Curve], ax: Axes) -> Axes:
         if over != "eps":
             at[0] = at[1] / 2
         ax.plot(at, table["accuracy"], marker="o", ms=3, color=colour(model, list(results)), label=model)
-        ax.fill_between(at, table["low"], table["high"], color=colour(model, list(results)), alpha=0.1, lw=0)
+        faint = 0.6 / max(6, len(results))  # the bands of many models would be one grey
+        ax.fill_between(at, table["low"], table["high"], color=colour(model, list(results)), alpha=faint, lw=0)
     if over == "eps":
         ax.axvline(next(iter(results.values())).ball.eps, color="0.6", lw=0.8, ls=":")
     else:

@@ -17,6 +17,7 @@ from ..ball import Ball
 from ..model import frozen
 from ..provenance import digest
 from ..types import Images, Labels
+from .record import Robustness
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 FIXED = (bool, int, float, str, bytes, tuple, Tensor, types.FunctionType, functools.partial, type(None))
@@ -125,12 +126,14 @@ def metered(model: nn.Module) -> Iterator[Cost]:
 
 @contextmanager
 def _guarded(model: nn.Module, name: str) -> Iterator[None]:
-    """Weights are what they were after it; raises ValueError for an attack that wrote to them."""
+    """Weights are what they were after it, however it ends; raises ValueError for an attack that wrote to them."""
     kept = [(p, p.detach().clone()) for p in model.parameters()]
-    yield
-    changed = [(p, old) for p, old in kept if p.shape != old.shape or not torch.equal(p.nan_to_num(), old.nan_to_num())]
-    for p, old in changed:
-        p.data = old
+    try:
+        yield
+    finally:
+        changed = [(p, t) for p, t in kept if p.shape != t.shape or not torch.equal(p.nan_to_num(), t.nan_to_num())]
+        for p, old in changed:
+            p.data = old
     if changed:
         raise ValueError(f"attack {name!r} changed the model's weights, expected it to leave the model as it is")
 
@@ -177,6 +180,6 @@ def _points(result: Any) -> Any:
     match result:
         case PGDTrace():
             return result.best
-        case QueryTrace() | Distances():
+        case QueryTrace() | Distances() | Robustness():
             return result.adversarial
     return result

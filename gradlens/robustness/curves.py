@@ -34,6 +34,9 @@ VALUES: dict[str, tuple[float, ...]] = {
 }
 
 
+POINTS = 100 * BATCH  # of paths in memory at a time
+
+
 @dataclass(frozen=True)
 class Curve:
     """The smallest budget at which each sample was broken. Accuracy can only fall along it, by construction."""
@@ -153,7 +156,8 @@ def _over_steps(
     size = 2.5 * bout.ball.eps / steps
     points, done = bout.images.clone(), 0
     for value in values:
-        for where in _left(broken_at, bout.batch):
+        # a path keeps its gradients
+        for where in _left(broken_at, max(1, min(bout.batch, POINTS // (int(value) - done)))):
             x, y = bout.images[where], bout.labels[where]
             # PGD without momentum remembers nothing: it goes on from where it was
             trace = pgd(bout.model, x, y, bout.ball, steps=int(value) - done, step_size=size, loss=loss,

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
@@ -98,7 +99,8 @@ class Transfer:
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:
-        worst = ", ".join(f"{target} {self.worst(target):.1%}" for target in self.targets)
+        shares = {target: self.worst(target) for target in self.targets}
+        worst = ", ".join(f"{t} {share:.1%}" if isfinite(share) else f"{t} undefined" for t, share in shares.items())
         said = (
             f"{self.attack} in {self.ball.norm} eps {self.ball.eps:.4g} from {len(self.sources)} sources to "
             f"{len(self.targets)} targets, {self.right.shape[1]} samples; under the worst other source: {worst}"

@@ -21,8 +21,9 @@ from training.shards import CALLS, sharded
 
 SMALL: dict[str, dict[str, Any]] = {
     "stability": {"steps": 3, "radii": (0.5,)}, "pgd": {"steps": 3, "restarts": 2}, "apgd": {"steps": 4},
-    "apgd_targeted": {"steps": 4}, "minimum_norm": {"steps": 4}, "square": {"queries": 20}, "nes": {"queries": 110},
-    "rays": {"queries": 20}, "hopskipjump": {"queries": 60}, "input_path": {"steps": 3},
+    "pgd_targeted": {"steps": 3}, "apgd_targeted": {"steps": 4}, "minimum_norm": {"steps": 4},
+    "square": {"queries": 20}, "nes": {"queries": 110}, "rays": {"queries": 20}, "hopskipjump": {"queries": 60},
+    "input_path": {"steps": 3},
 }  # fmt: skip
 
 
