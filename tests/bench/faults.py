@@ -31,12 +31,13 @@ FAMILIES: dict[str, tuple[list[str], str]] = {
     ),
     "damaged file": (
         ["tests/test_disk.py", "tests/test_store.py", "tests/training/test_run_files.py",
-         "tests/figures/test_set_files.py"],
+         "tests/training/test_adopt.py", "tests/figures/test_set_files.py"],
         "changed or damage or ends_early or truncated or no_weights",
     ),
     "pickle that acts": (["tests/test_disk.py"], "pickle"),
     "name that leads away": (
-        ["tests/test_disk.py", "tests/training/test_run_files.py", "tests/figures/test_set_files.py"],
+        ["tests/test_disk.py", "tests/training/test_run_files.py", "tests/training/test_adopt.py",
+         "tests/figures/test_set_files.py"],
         "outside or leave or elsewhere or plain_one",
     ),
     "full disk": (
