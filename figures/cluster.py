@@ -11,9 +11,10 @@ import re
 import socket
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures import wait as wait_for
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -184,10 +185,24 @@ def _connect(ray: ModuleType, address: str | None, environment: Mapping[str, Any
         raise ValueError("engine is 'ray', and this process is connected to Ray already; call ray.shutdown() first")
     where: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
     try:
-        ray.init(**where, runtime_env=environment, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        with nullcontext() if address else _unseen():
+            ray.init(**where, runtime_env=environment, logging_level="ERROR")
+    except Exception as error:  # Ray raises a bare one where a busy machine takes too long to start it
         ray.shutdown()
         raise ConnectionError(f"Ray at {address or 'this machine'} cannot be used: {_line(error)}") from error
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """What is started listens on the loopback device alone, as Ray does by itself on other systems than Linux: a cluster
+    that ends with the command has nobody to talk to on other machines."""
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    before = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 def _folder(package: str) -> Path:

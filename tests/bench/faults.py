@@ -47,7 +47,10 @@ FAMILIES: dict[str, tuple[list[str], str]] = {
     "odd numbers": (["tests/test_numbers.py"], "not does_not_fit"),
     "out of memory": (["tests/test_numbers.py", "tests/test_batches.py"], "does_not_fit"),
     "hostile text": (["tests/figures/test_hostile.py", "tests/test_display.py"], "hostile or manifest_says or script"),
-    "open port": (["tests/figures/test_hostile.py", "tests/notebooks/test_jupyterlab.py"], "make_lab or jupyterlab"),
+    "open port": (
+        ["tests/figures/test_hostile.py", "tests/notebooks/test_jupyterlab.py", "tests/training/test_cluster.py"],
+        "make_lab or jupyterlab or listen or open_port",
+    ),
     "other bytes": (["tests/test_determinism.py"], "bytes"),
 }  # fmt: skip
 
