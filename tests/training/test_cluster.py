@@ -204,7 +204,7 @@ def test_a_start_that_fails_is_one_line(monkeypatch, tmp_path, capsys):
     ray = pytest.importorskip("ray")
 
     def init(**_: Any) -> None:
-        raise Exception("The current node timed out\nduring startup.")  # noqa: TRY002 - as Ray does
+        raise Exception("The current node timed out\nduring startup.")  # as Ray does
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -218,7 +218,8 @@ LISTENING = """
 import json, os, psutil
 from training.cluster import Cluster
 def listening(process):
-    return [c.laddr.ip.removeprefix("::ffff:") for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    found = (one for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN)
+    return [one.laddr.ip.removeprefix("::ffff:") for one in found]
 with Cluster(packages=("training",)) as pool:
     said = pool.submit(os.getenv, "RAY_AUTH_MODE").result()
     here = psutil.Process()
