@@ -159,7 +159,8 @@ def _settle(job: Job, outcome: Outcome, made_from: stamp.Inputs, asked: Plan) ->
     shutil.rmtree(job.partial, ignore_errors=True)
     said = replace(outcome, **manifest.scrub({"error": outcome.error, "traceback": outcome.traceback}, asked))
     failure = {**asdict(said), "title": stamp.title(job.notebook), "failed_at": now}
-    stamp.replace(job.out / f"{job.name}.failed.json", json.dumps(failure, indent=1))
+    sealed = {**failure, "sha256": stamp.seal(failure)}
+    stamp.replace(job.out / f"{job.name}.failed.json", json.dumps(sealed, indent=1))
     tqdm.write(f"{job.name:<20} {outcome.seconds:7.1f} s  FAILED: {said.error}")
     return said
 

@@ -27,12 +27,12 @@ FAMILIES: dict[str, tuple[list[str], str]] = {
     "two at one place": (
         ["tests/test_lock.py", "tests/test_disk.py", "tests/training/test_run_files.py",
          "tests/figures/test_set_files.py"],
-        "test_lock or in_use or killed_write or killed_process or by_one_process",
+        "test_lock or in_use or killed_write or killed_process or by_one_process or outlives_a_kill",
     ),
     "damaged file": (
         ["tests/test_disk.py", "tests/test_store.py", "tests/training/test_run_files.py",
          "tests/training/test_adopt.py", "tests/figures/test_set_files.py"],
-        "changed or damage or ends_early or truncated or no_weights",
+        "changed or damage or ends_early or truncated or no_weights or as_it_was_built",
     ),
     "pickle that acts": (["tests/test_disk.py"], "pickle"),
     "name that leads away": (
