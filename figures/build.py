@@ -76,7 +76,9 @@ def sweep(asked: Plan) -> None:
     for folder, path in asked.sweeps.items():
         command = [sys.executable, "-m", "training", "sweep", path, "--out", folder]
         command += ["--engine", asked.engine] if asked.engine != "local" else []
-        command += ["--address", asked.address] if asked.address else []
+        for option in ("address", "cpus", "gpus", "memory"):
+            value = getattr(asked, option)
+            command += [f"--{option}", str(value)] if value is not None else []
         sys.stdout.flush()
         subprocess.run(command, cwd=asked.root, check=True)
     stamp.replace(asked.out / "set.json", json.dumps(_swept(asked)))
@@ -110,12 +112,13 @@ def _execute(asked: Plan, waiting: Mapping[str, stamp.Inputs]) -> list[Outcome]:
 
 
 def _pool(asked: Plan, jobs: int) -> Executor:
-    """Worker processes, or a cluster, where each notebook reserves a core and has a thread."""
+    """Worker processes, or a cluster, where each notebook reserves what is asked for and has a thread."""
     importable = asked.own.importable if asked.own else None
     if asked.engine == "ray":
         known = {key: os.environ[key] for key in ("GRADLENS_DATA",) if key in os.environ}
         path = {"PYTHONPATH": environment(importable)["PYTHONPATH"]} if importable else {}
-        return Cluster(asked.address, environment={**known, **path, "OMP_NUM_THREADS": "1"})
+        around = {**known, **path, "OMP_NUM_THREADS": "1"}
+        return Cluster(asked.address, cpus=asked.cpus, memory=asked.memory, environment=around)
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["papermill"])  # seconds of import, once and not for each worker
@@ -156,7 +159,8 @@ def _settle(job: Job, outcome: Outcome, made_from: stamp.Inputs, asked: Plan) ->
     shutil.rmtree(job.partial, ignore_errors=True)
     said = replace(outcome, **manifest.scrub({"error": outcome.error, "traceback": outcome.traceback}, asked))
     failure = {**asdict(said), "title": stamp.title(job.notebook), "failed_at": now}
-    stamp.replace(job.out / f"{job.name}.failed.json", json.dumps(failure, indent=1))
+    sealed = {**failure, "sha256": stamp.seal(failure)}
+    stamp.replace(job.out / f"{job.name}.failed.json", json.dumps(sealed, indent=1))
     tqdm.write(f"{job.name:<20} {outcome.seconds:7.1f} s  FAILED: {said.error}")
     return said
 

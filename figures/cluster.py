@@ -11,9 +11,10 @@ import re
 import socket
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures import wait as wait_for
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,8 +28,8 @@ PACKAGES = ("torch", "torchvision", "numpy", "papermill")
 
 
 class Cluster(Executor):
-    """Runs what is submitted as Ray tasks, each of which reserves `cpus`, `gpus` (shares of one or whole ones) and
-    `memory` (such as 2GiB) on its node.
+    """Runs what is submitted as Ray tasks, each of which reserves `cpus` (1 if not given), `gpus` (shares of one or
+    whole ones) and `memory` (such as 2GiB) on its node.
 
     `address` is HOST:PORT of the cluster's head, to be given on one of its nodes; without it, $RAY_ADDRESS; without
     both a cluster is started on this machine and ended with the executor. The `packages` are sent to the nodes, so
@@ -42,15 +43,13 @@ class Cluster(Executor):
         self,
         address: str | None = None,
         *,
-        cpus: float = 1.0,
-        gpus: float = 0.0,
+        cpus: float | None = None,
+        gpus: float | None = None,
         memory: str | None = None,
         packages: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        asked = {"num_cpus": check_share("cpus", cpus, least=0.01), "num_gpus": check_share("gpus", gpus)}
-        if memory is not None:
-            asked["memory"] = read_size(memory)
+        asked = check_resources(cpus, gpus, memory)
         address = check_address(address or os.environ.get("RAY_ADDRESS"))
         self._ray = _import()
         self._packages = tuple(packages)
@@ -111,6 +110,13 @@ class Cluster(Executor):
         if is_own:
             raise ValueError(f"a task asks for {wanted}, which this machine has not; ask for less")
         warnings.warn(f"a task asks for {wanted}, which no node has; waiting for one", RuntimeWarning, stacklevel=3)
+
+
+def check_resources(cpus: float | None, gpus: float | None, memory: str | None) -> dict[str, float]:
+    """What a task reserves, in Ray's words: a core where nobody says. Raises ValueError for what makes no sense."""
+    cpus, gpus = 1.0 if cpus is None else cpus, 0.0 if gpus is None else gpus
+    asked = {"num_cpus": check_share("cpus", cpus, least=0.01), "num_gpus": check_share("gpus", gpus)}
+    return asked if memory is None else {**asked, "memory": read_size(memory)}
 
 
 def check_share(name: str, amount: float, least: float = 0.0) -> float:
@@ -184,10 +190,24 @@ def _connect(ray: ModuleType, address: str | None, environment: Mapping[str, Any
         raise ValueError("engine is 'ray', and this process is connected to Ray already; call ray.shutdown() first")
     where: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
     try:
-        ray.init(**where, runtime_env=environment, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        with nullcontext() if address else _unseen():
+            ray.init(**where, runtime_env=environment, logging_level="ERROR")
+    except Exception as error:  # Ray raises a bare one where a busy machine takes too long to start it
         ray.shutdown()
         raise ConnectionError(f"Ray at {address or 'this machine'} cannot be used: {_line(error)}") from error
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """What is started listens on the loopback device alone, as Ray does by itself on systems other than Linux: what
+    ends with the command has nobody to talk to on other machines."""
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    before = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 def _folder(package: str) -> Path:

@@ -1,7 +1,6 @@
 """The gallery of a set: one page that holds its pictures and needs no network. Only reliefs that turn need a script."""
 
 import base64
-import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -62,24 +61,20 @@ def _section(book: Mapping[str, Any], found: Mapping[str, Any], out: Path) -> di
 def _picture(figure: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """The figure's picture as a data address, its size in pixels, and its other files by ending."""
     png = next(iter(figure["files"]))
-    path = out / png
-    if not path.exists():
-        raise ValueError(f"{png} is in the manifest and not in {out}; build the set again")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != figure["files"][png]:
-        raise ValueError(f"{png} in {out} is not the one that was built; build the set again")
+    content = manifest.content(figure, png, out)
     # the size is at a fixed place in every PNG; given to the browser, the page does not jump while it loads
     width, height = struct.unpack(">II", content[16:24])
     kinds = {Path(file).suffix.lstrip("."): file for file in figure["files"]}
-    shown, kind = (out / kinds["webp"], "webp") if "webp" in kinds else (path, "png")
-    source = Markup(f"data:image/{kind};base64,") + base64.b64encode(shown.read_bytes()).decode()
-    relief = _json(out / kinds["plotly"]) if "plotly" in kinds else None
+    kind = "webp" if "webp" in kinds else "png"
+    shown = manifest.content(figure, kinds["webp"], out) if kind == "webp" else content
+    source = Markup(f"data:image/{kind};base64,") + base64.b64encode(shown).decode()
+    relief = _json(manifest.content(figure, kinds["plotly"], out)) if "plotly" in kinds else None
     return {"png": png, "source": source, "width": width, "height": height, "kinds": kinds, "relief": relief}
 
 
-def _json(path: Path) -> Markup:
+def _json(content: bytes) -> Markup:
     """A plotly figure as a script element holds it: no text in it can end the element."""
-    figure = json.loads(path.read_text(encoding="utf-8"))
+    figure = json.loads(content)
     kept = {name: figure[name] for name in ("data", "layout")}
     return Markup(json.dumps(kept).replace("<", "\\u003c").replace("&", "\\u0026"))
 

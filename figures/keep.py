@@ -1,5 +1,6 @@
 """What is kept of a built set in the repository: its manifest, tables as CSV, pictures, and findings for a README."""
 
+import io
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import manifest, stamp
+from figures.lock import Lock
 
 LARGEST = 300_000  # bytes of a table; what is larger holds single samples, and comes back by building the set
 TAKEN = ("out", "readme", "sets")  # folders of figures/ with another use
@@ -20,8 +22,17 @@ def keep(out: Path, place: Path, readme: Path | None = None) -> Path:
 
     A notebook that was not built there stays as it was kept before, under its own commit: hours of work may be done in
     several places. In the README, if given, what stands between the set's marks becomes its findings. Raises ValueError
-    for a set of which nothing was built, for a place with another use, and for a README without the marks.
+    for a set of which nothing was built, a file that is not as it was built, a place with another use or in use, and a
+    README without the marks.
     """
+    with Lock(place.with_name(f".{place.name}.lock"), f"to {str(place)!r}"):
+        return _kept(out, place, readme)
+
+
+def _kept(out: Path, place: Path, readme: Path | None) -> Path:
+    old = place.with_name(f".{place.name}.old")
+    if old.exists() and not place.exists():  # killed between the two renamings below
+        old.rename(place)
     made = manifest.read(out)
     if place.name in TAKEN or (place.exists() and not (place / "manifest.json").is_file()):
         raise ValueError(f"to is {place}, which holds something else, expected a folder of kept figures, or none")
@@ -49,8 +60,11 @@ def keep(out: Path, place: Path, readme: Path | None = None) -> Path:
     stamp.replace(unfinished / "manifest.json", json.dumps({**made, "sha256": stamp.seal(made)}, indent=1))
     if readme is not None:
         rewrite(readme, made["set"], findings(unfinished))
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():  # a folder cannot be replaced in one step
+        place.rename(old)
     unfinished.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
     return place
 
 
@@ -108,10 +122,11 @@ def _keep(figure: Mapping[str, Any], out: Path, place: Path) -> None:
     picture = min((file for file in files if file.suffix in PICTURES), key=lambda file: PICTURES.index(file.suffix))
     kept = place / picture
     kept.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(out / picture, kept)
+    kept.write_bytes(manifest.content(figure, picture.as_posix(), out))
     for file in files:
         if file.suffix == ".parquet":
-            table = pd.read_parquet(out / file).to_csv(index=False, float_format="%.6g")
+            found = io.BytesIO(manifest.content(figure, file.as_posix(), out))
+            table = pd.read_parquet(found).to_csv(index=False, float_format="%.6g")
             if len(table.encode()) <= LARGEST:
                 (place / file.with_suffix(".csv")).write_text(table, encoding="utf-8")
 

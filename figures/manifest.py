@@ -1,5 +1,6 @@
 """The manifest of a set: figure -> data -> checkpoints -> notebook, commit, versions and seed, tied by hashes."""
 
+import hashlib
 import json
 import platform
 import shlex
@@ -54,10 +55,28 @@ def read(out: Path) -> dict[str, Any]:
     return found
 
 
+def content(figure: Mapping[str, Any], file: str, out: Path) -> bytes:
+    """What is in one of a figure's files. ValueError, naming it, where that is not what was built."""
+    if not (out / file).is_file():
+        raise ValueError(f"{file} is in the manifest and not in {out}; build the set again")
+    found = (out / file).read_bytes()
+    if hashlib.sha256(found).hexdigest() != figure["files"][file]:
+        raise ValueError(f"{file} in {out} is not the one that was built; build the set again")
+    return found
+
+
 def failure(out: Path, notebook: str) -> dict[str, Any] | None:
-    """How a notebook failed in its last execution, None if it did not."""
+    """How a notebook failed in its last execution, None if it did not. ValueError for a damaged record of it."""
     path = out / f"{notebook}.failed.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.pop("sha256", None) != stamp.seal(found):
+            raise ValueError("its content does not match the hash written with it")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged, build the set again: {error!r}") from error
+    return found
 
 
 def reproduce(asked: Plan) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import parameters, sets, stamp
+from figures.cluster import check_resources
 from figures.own import Adopted
 
 TIMEOUT = 600.0  # seconds a notebook may take if neither its set nor anybody else says
@@ -28,6 +29,9 @@ class Plan:
     own: Adopted | None = None  # somebody's own model, which the notebooks read in place of trained runs
     engine: str = "local"  # or "ray"
     address: str | None = None  # HOST:PORT of a Ray cluster's head
+    cpus: float | None = None  # Ray: cores that a run and a notebook reserve
+    gpus: float | None = None  # Ray: what a run reserves; notebooks measure on the CPU
+    memory: str | None = None  # Ray: what a run and a notebook reserve
 
     @property
     def sweeps(self) -> dict[str, str]:
@@ -65,6 +69,9 @@ def plan(
     given: Mapping[str, Any] | None = None,
     engine: str = "local",
     address: str | None = None,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    memory: str | None = None,
 ) -> Plan:
     """Check everything that can be checked before work begins; `given` parameters win over the set's.
 
@@ -72,8 +79,10 @@ def plan(
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
-    if engine != "ray" and address is not None:
-        raise ValueError(f"address is {address!r}, expected it beside --engine ray alone")
+    for option, value in (("address", address), ("cpus", cpus), ("gpus", gpus), ("memory", memory)):
+        if engine != "ray" and value is not None:
+            raise ValueError(f"{option} is {value!r}, expected it beside --engine ray alone")
+    check_resources(cpus, gpus, memory)
     if engine == "ray" and jobs is not None:
         raise ValueError(f"jobs is {jobs}, expected it without --engine ray, which gives each notebook a core")
     given_runs = None if runs is None else portable(runs.resolve(), root)
@@ -85,7 +94,8 @@ def plan(
     notebooks = tuple(_with_folders(book, root) for book in chosen.only(only))
     place = (out or folder(name, root, profile)).resolve()
     jobs = min(jobs or cores(), len(notebooks))
-    asked = Plan(chosen, notebooks, place, root, jobs, profile, given_runs, timeout, force, own, engine, address)
+    asked = Plan(chosen, notebooks, place, root, jobs, profile, given_runs, timeout, force, own, engine, address,
+                 cpus, gpus, memory)  # fmt: skip
     for book in notebooks:
         parameters.check(asked.notebook(book.name), {**book.parameters, "out": ""}, f"notebooks/{book.file}.ipynb")
     for path in asked.sweeps.values():  # which refuses where there is no folder to train into

@@ -67,7 +67,7 @@ class Ball:
             raise ValueError(f"eps is {self.eps!r}, expected a positive finite number of pixels, such as 8/255")
         if not isinstance(self.norm, str) or self.norm not in get_args(Norm):
             raise ValueError(f"norm is {self.norm!r}, expected one of {', '.join(map(repr, get_args(Norm)))}")
-        if not self.low < self.high:
+        if not (isinstance(self.low, Real) and isinstance(self.high, Real) and self.low < self.high):
             raise ValueError(f"the pixel box [low, high] is [{self.low!r}, {self.high!r}], expected low < high")
 
     def length(self, delta: Images) -> PerSample:

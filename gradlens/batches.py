@@ -39,6 +39,17 @@ class Chunk(NamedTuple):
     ]  # within `with chunk.folded():` the model is the same, but faster
 
 
+class Room:
+    """How many samples go at a time: halved where they do not fit into memory, which holds for all that comes after."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def less(self, samples: int, error: Exception) -> None:
+        """Half as many as those that did not fit; raises the error where it is another, or nothing can be halved."""
+        self.size = smaller(self.size, samples, error)
+
+
 class Folder:
     """Folds batch norms away for chunk after chunk, where a chunk's own answers stay what they are."""
 
@@ -268,21 +279,25 @@ def _length(x: ImagesLike) -> int | None:
         return None
 
 
-def in_parts(work: Callable[[slice], Part], count: int, size: int) -> list[Part]:
-    """`work` on slices of at most `size` of `count` samples, on smaller ones where these do not fit into memory."""
+def in_parts(work: Callable[[slice], Part], count: int, size: int | Room) -> list[Part]:
+    """`work` on slices of at most `size` of `count` samples, on smaller ones where these do not fit into memory.
+
+    What does the same again and again gives a `Room`, so that it runs out of memory once and not each time.
+    """
+    room = size if isinstance(size, Room) else Room(size)
     done, parts = 0, []
     while done < count:
-        where = slice(done, min(done + size, count))
+        where = slice(done, min(done + room.size, count))
         try:
             parts.append(work(where))
         except (RuntimeError, MemoryError) as error:
-            size = smaller(size, where.stop - done, error)
+            room.less(where.stop - done, error)
             continue
         done = where.stop
     return parts
 
 
-def answers(model: nn.Module, x: Images, size: int) -> Logits:
+def answers(model: nn.Module, x: Images, size: int | Room) -> Logits:
     """The model's logits for all images, at most `size` of them in it at a time."""
     return torch.cat(in_parts(lambda where: logits(model, x[where]), len(x), size))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .door import check_choice
+from .door import check_choice, check_count, is_number
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,11 +40,17 @@ def compare(
 
     Raises ValueError for fewer than two models, different numbers of samples, an unknown metric or pair.
     """
+    if not isinstance(results, Mapping):
+        raise ValueError(f"results is a {type(results).__name__}, expected a dict of results by the model's name")
+    if not isinstance(metric, str) and not callable(metric):
+        raise ValueError(f"metric is {metric!r:.80}, expected the name of a field or a function of a result")
     if len(results) < 2:
         raise ValueError(f"results holds {len(results)} model(s), expected at least two to compare")
     check_choice("pair", pair, ("sample", "seed"))
-    if not 0 < level < 1 or resamples < 100:
-        raise ValueError(f"level is {level} and resamples {resamples}, expected 0 < level < 1 and at least 100")
+    if not (is_number(level) and 0 < level < 1):
+        raise ValueError(f"level is {level!r:.80}, expected a share between 0 and 1")
+    check_count("resamples", resamples, 100)
+    check_count("seed", seed, 0)
     values = {name: [values_of(result, metric) for result in _several(given)] for name, given in results.items()}
     sizes = {name: {len(v) for v in seeds} for name, seeds in values.items()}
     if pair == "sample" and len(set().union(*sizes.values())) > 1:
@@ -139,7 +145,10 @@ def values_of(result: Any, metric: Metric) -> np.ndarray:
         found = getattr(result, metric)
     else:
         found = metric(result)
-    array = np.asarray(found.detach().cpu() if hasattr(found, "detach") else found, dtype=float)
+    try:
+        array = np.asarray(found.detach().cpu() if hasattr(found, "detach") else found, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metric {metric!r:.80} gives a {type(found).__name__}, expected a value a sample") from error
     if array.ndim != 1:
         raise ValueError(f"metric {metric!r} has shape {array.shape}, expected one value a sample; "
                          "give a function, such as lambda r: r.local_cosine[0]")  # fmt: skip

@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from .provenance import digest_named
 
 SEAL = "weights_sha256"  # where a file of weights carries its hash
 FORMAT = "gradlens weights 1"
+NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")  # where training scripts put a state dict
 UNFINISHED = ".unfinished"  # the end of the name of a file that is being written
 
 
@@ -92,8 +94,9 @@ def open_weights(path: Path) -> dict[str, Tensor]:
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """Parameters and buffers by name, from a safetensors file or from a foreign .pt file of nothing but tensors.
 
-    A .pt file may hold them under "state_dict" or "model". Raises ValueError, naming the file, for anything else: a
-    pickle that would execute code is refused, not read; so is a file of ours that is not as it was written.
+    A .pt file may hold them under a name such as "state_dict" (`NESTED`). Raises ValueError, naming the file, for
+    anything else: a pickle that would execute code is refused, not read; so is a file of ours that is not as it was
+    written, and a .pt whose content does not match the checksums that torch.save writes with it.
     """
     path = Path(path)
     if not path.is_file():
@@ -103,6 +106,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
             return open_weights(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about protocols: what matters is whether it loads
+            _check_sums(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch's readers raise almost anything
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -110,9 +114,17 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
             f"weights {str(path)!r} are refused: no safetensors, nor a file that holds tensors alone; a pickle can "
             f"execute anything, convert it where you trust it ({reason})"
         ) from error
-    for key in ("state_dict", "model"):
+    for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
         raise ValueError(f"weights {str(path)!r} hold no dictionary of tensors by name")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """torch.save writes a zip archive, whose checksums torch.load does not compare. Older files have none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} in it does not match its checksum")

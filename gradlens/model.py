@@ -1,9 +1,12 @@
 """What gradlens asks of a model: logits, and gradients with respect to the input."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -76,14 +79,26 @@ class Normalized(nn.Module):
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(f"mean {list(mean)} and std {list(std)}: expected as many of each, every std positive")
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+        first, second = _channels("mean", mean), _channels("std", std)
+        if len(first) != len(second) or not len(second) or min(second) <= 0:
+            raise ValueError(f"mean {first} and std {second}: expected as many of each, every std positive")
+        self.register_buffer("mean", torch.tensor(first).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(second).view(-1, 1, 1))
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model((x - self.mean) / self.std)
+
+
+def _channels(name: str, values: object) -> list[float]:
+    """The numbers of a sequence. Raises ValueError for anything else."""
+    plain = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
+    numbers: list[Any] = list(plain) if isinstance(plain, list | tuple) else [None]
+    if not all(isinstance(one, Real) and math.isfinite(one) for one in numbers):
+        raise ValueError(f"{name} is {values!r:.80}, expected a sequence of finite numbers, one a channel")
+    return [float(one) for one in numbers]
 
 
 def logits(model: nn.Module, x: Images) -> Logits:

@@ -37,6 +37,8 @@ def save(result: Any, path: str | os.PathLike[str]) -> Path:
 
     Raises ValueError for anything but a gradlens result.
     """
+    if not isinstance(path, str | os.PathLike) or not os.path.basename(path):
+        raise ValueError(f"path is {path!r:.80}, expected the name of a file")
     if type(result).__name__ not in RESULTS:
         raise ValueError(f"result is a {type(result).__name__}, expected one of {', '.join(RESULTS)}")
     tensors: dict[str, Tensor] = {}
@@ -50,6 +52,8 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Raises FileNotFoundError for a missing file and ValueError, naming the file, for one that is damaged or foreign.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path is {path!r:.80}, expected the name of a file written by gradlens.save")
     if not Path(path).is_file():
         raise FileNotFoundError(f"path {os.fspath(path)!r} is not a file, expected a result written by gradlens.save")
     try:

@@ -6,6 +6,7 @@ the byte. All violations are listed, one of each kind.
 """
 
 import argparse
+import functools
 import inspect
 import re
 import sys
@@ -212,8 +213,64 @@ TARGETS: dict[str, Call] = {name: getattr(gl, name) for name in DIRECT} | {
     "transfer": lambda model, x, y=None, ball=gl.Ball(), **knobs: gl.transfer(
         {"a": model}, {"a": model, "b": network()}, x, y, ball, **knobs
     ),
+    "planted": lambda model, x, y=None, ball=gl.Ball(), **knobs: gl.planted(
+        model, x, y, ball, **{"attacks": [gl.Attack("fgsm", gl.fgsm)], **knobs}
+    ),
+    "masking": gl.masking,
 }
-SIGNATURES = {name: inspect.signature(getattr(gl, name)) for name in TARGETS}
+
+
+@functools.cache
+def measured() -> dict[str, Any]:
+    """A result of some kinds, to be handed over."""
+    model, x = seeded(network)(), images()
+    robust = gl.robustness(model, x, [0, 1, 2, 0], attacks=[gl.Attack("fgsm", gl.fgsm)])
+    return {"robustness": robust, "stability": gl.stability(model, x, steps=2, generator=torch.Generator())}
+
+
+def entered(model: Any) -> None:
+    with gl.frozen(model):
+        pass
+
+
+def arms() -> dict[str, Any]:
+    return {arm: {0: seeded(network)()} for arm in ("SL", "RL")}
+
+
+# What does not take a model and images as the others do: plain values of its arguments, each of which may be odd.
+OTHERS: dict[str, tuple[Call, dict[str, Callable[[], Any]]]] = {
+    "Ball": (gl.Ball, {"eps": lambda: 0.1, "norm": lambda: "l2", "low": lambda: 0.0, "high": lambda: 1.0}),
+    "Normalized": (gl.Normalized, {"model": network, "mean": lambda: [0.5], "std": lambda: (0.2,)}),
+    "Attack": (gl.Attack, {"name": lambda: "fgsm", "run": lambda: gl.fgsm, "options": dict}),
+    "frozen": (entered, {"model": network}),
+    "prepare": (gl.prepare, {"model": network, "precision": lambda: "bfloat16"}),
+    "save": (gl.save, {"result": lambda: measured()["stability"], "path": lambda: "result"}),
+    "load": (gl.load, {"path": lambda: "none"}),
+    "compare": (
+        gl.compare,
+        {
+            "results": lambda: dict.fromkeys("ab", measured()["stability"]), "metric": lambda: "undefined",
+            "pair": lambda: "seed", "level": lambda: 0.9, "resamples": lambda: 100, "seed": lambda: 1,
+        },
+    ),
+    "exchange": (
+        gl.exchange,
+        {
+            "models": lambda: dict.fromkeys("ab", seeded(network)()),
+            "results": lambda: dict.fromkeys("ab", measured()["robustness"]), "batch": lambda: 2,
+        },
+    ),
+    "judge": (gl.claims.judge, {"readings": dict, "sl": lambda: "SL", "rl": lambda: "RL", "hybrids": tuple}),
+    "measure": (gl.claims.measure, {"models": arms, "x": lambda: images(0), "steps": lambda: 2, "longest": lambda: 2}),
+}  # fmt: skip
+ODD: dict[str, Callable[[], Any]] = {
+    **JUNK, "a model": network, "a result": lambda: measured()["stability"], "a function": lambda: lambda z: z,
+    "models": lambda: {"a": network()}, "results": lambda: {"a": measured()["stability"], "b": 1},
+    "{1: 2}": lambda: {1: 2},
+}  # fmt: skip
+SIGNATURES = {name: inspect.signature(getattr(gl, name)) for name in TARGETS} | {
+    name: inspect.signature(call) for name, (call, _) in OTHERS.items()
+}
 NAMES = {"eps", "norm", "low", "high", "models", "checkpoints", "sources", "targets", "out", "path", "result"}
 
 
@@ -230,6 +287,9 @@ def examples(draw: Any, names: list[str]) -> tuple[str, dict[str, str]]:
     """A function and what each of its arguments is, in words."""
     name = draw(st.sampled_from(names))
     odd = draw(st.integers(0, 3))  # arguments that are not plain
+    if name in OTHERS:
+        knobs = draw(st.lists(st.sampled_from(list(OTHERS[name][1])), max_size=odd, unique=True))
+        return name, {knob: draw(st.sampled_from(list(ODD))) for knob in knobs}
     words = {"model": "network", "x": "four", "y": "none", "ball": "linf"}
     knobs = [one for one in SIGNATURES[name].parameters if one not in ("models", "sources", "targets", "checkpoints")]
     tables = {"model": MODELS, "x": IMAGES, "y": LABELS, "ball": BALLS}
@@ -241,6 +301,11 @@ def examples(draw: Any, names: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def arguments(name: str, words: dict[str, str]) -> dict[str, Any]:
+    if name in OTHERS:
+        given = {knob: (ODD[words[knob]] if knob in words else make)() for knob, make in OTHERS[name][1].items()}
+        if isinstance(given.get("path"), str) and given["path"]:
+            given["path"] = str(Path(tempfile.mkdtemp()) / given["path"])
+        return given
     tables = {"model": MODELS, "x": IMAGES, "y": LABELS, "ball": BALLS}
     given = {}
     for knob in SIGNATURES[name].parameters:
@@ -257,16 +322,21 @@ def arguments(name: str, words: dict[str, str]) -> dict[str, Any]:
 def violation(name: str, words: dict[str, str]) -> str | None:
     """What is wrong about how a call ended; nothing where it is as allowed."""
     given = arguments(name, words)
-    model, x = given["model"], given["x"]
+    model, x = given.get("model"), given.get("x")
     is_module = isinstance(model, nn.Module)
     before = snapshot(model) if is_module else None
     pixels = x.clone() if isinstance(x, Tensor) and not x.is_meta and x.layout == torch.strided else None
     said = None
     torch.manual_seed(4)
     try:
-        TARGETS[name](given.pop("model"), given.pop("x"), **given)
+        if name in OTHERS:
+            OTHERS[name][0](**given)
+        else:
+            TARGETS[name](given.pop("model"), given.pop("x"), **given)
     except Mine:
         pass
+    except FileNotFoundError as error:
+        said = None if name == "load" and "path" in str(error) else str(error)
     except (ValueError, TypeError) as error:
         known = {*SIGNATURES[name].parameters, *NAMES, "model", "x", "y", "ball"}
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -325,7 +395,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(args)
     torch.set_num_threads(1)
-    tried, wrong = hunt(given.examples, given.seed, given.names or list(TARGETS))
+    tried, wrong = hunt(given.examples, given.seed, given.names or [*TARGETS, *OTHERS])
     for line in wrong.values():
         print(line, file=sys.stderr)
     print(f"{tried} calls, {len(wrong)} kinds of violation")

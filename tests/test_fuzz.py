@@ -3,12 +3,16 @@
 A few hundred examples by default; CI asks for 2,000 with GRADLENS_FUZZ=2000, and another seed with GRADLENS_FUZZ_SEED.
 """
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import gradlens as gl
+from tests import fuzz as nonsense
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +36,12 @@ def test_nonsense_is_refused_by_name_and_changes_nothing():
     done = fuzz("--examples", count, "--seed", os.environ.get("GRADLENS_FUZZ_SEED", "0"))
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{count} calls, 0 kinds of violation\n"
+
+
+def test_every_public_function_is_called():
+    public = {name for name in gl.__all__ if inspect.isfunction(getattr(gl, name))}
+    # the reference package's own attacks take seconds a call; their door is that of `robustness`
+    assert public - {*nonsense.TARGETS, *nonsense.OTHERS} == {"auto_attack"}
 
 
 FAULTS = """

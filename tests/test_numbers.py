@@ -1,5 +1,6 @@
 """Numbers that go wrong: not finite, subnormal, rounded, constant, alone. What is undefined is nan, never a number."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 import gradlens as gl
 from gradlens import Ball
-from tests.analytic import Constant, Wrapped, smooth_cnn, snapshot
+from gradlens.masking import surrogate, tries
+from tests.analytic import Constant, Plane, Wrapped, smooth_cnn, snapshot
 from tests.test_batches import Small
 
 BALL = Ball(0.1)
@@ -168,6 +170,31 @@ def test_what_does_not_fit_into_memory_is_halved_and_the_same_comes_out(call):
     timed = {"seconds", "forwards", "backwards"}  # a pass that failed was paid for
     for column in set(expected.select_dtypes("number")) - timed:
         np.testing.assert_allclose(found[column], expected[column], rtol=1e-6, atol=1e-9, err_msg=column)
+
+
+@calls({name: ALL[name] for name in ("weight_line", "input_plane", "square")})
+def test_what_does_not_fit_once_is_not_tried_again_and_again(call):
+    """A grid measures the same images in each of its cells: of the same size twice at most, at the door and within."""
+    model, x = Small(smooth_cnn(), 16, torch.OutOfMemoryError), torch.rand(40, 2, 5, 5, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="out of memory") as said:
+        call(model, x, 8 * LABELS)
+    assert max(Counter(str(one.message) for one in said).values()) <= 2
+
+
+def test_a_verdict_that_does_not_fit_into_memory_is_the_same_verdict(monkeypatch):
+    """Of a plane, with attacks as short as they get: each stage of `masking` has the whole batch in the model."""
+    monkeypatch.setitem(tries.EFFORTS, "quick", tries.Effort(3, 4, 6, 1, 3, 2, 2, 5, 5, 5, 2))
+    monkeypatch.setattr(surrogate, "STEPS", 5)
+    mean = 0.5 + 0.2 * torch.linspace(-1, 1, 40)  # of the pixels; none lies on the boundary, at 1/2
+    x, y = mean[:, None, None, None].expand(-1, 1, 2, 2).clone(), (mean > 0.5).long()
+    plane = Plane(torch.full((4,), 0.25), 0.5, 10.0)
+    whole, parts = (torch.Generator().manual_seed(0) for _ in range(2))
+    expected = gl.masking(plane, x, y, BALL, surrogates="distil", generator=whole)
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        found = gl.masking(Small(plane, 16, torch.OutOfMemoryError), x, y, BALL, surrogates="distil", generator=parts)
+    assert torch.equal(found.robust, expected.robust)
+    assert (found.verdict, found.layers) == (expected.verdict, expected.layers)
+    assert found.evidence == expected.evidence
 
 
 @calls(PER_SAMPLE)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import gradlens
 from gradlens import Ball, Normalized
-from gradlens.store import write
+from gradlens.disk import load_weights, write
 from training import checkpoint, data, outside
 from training.config import Config
 
@@ -63,7 +63,7 @@ def adopt(asked: Adoption, out: Path) -> checkpoint.Run:
     chosen = torch.randperm(len(y), generator=torch.Generator().manual_seed(asked.seed))[: asked.images].sort().values
     x, y = x[chosen], y[chosen]
     moments = _moments(asked, name, x.shape[1])
-    inner = outside.filled(name, None if asked.weights is None else outside.weights(asked.weights))
+    inner = outside.filled(name, None if asked.weights is None else load_weights(asked.weights))
     model = Normalized(inner, *moments)
     classes = _classes(model, x, y, name)
     ball = Ball(asked.eps, asked.norm)

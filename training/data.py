@@ -1,6 +1,9 @@
 """Data sets: pixels in [0, 1], labels, the threat model that is customary on them, and how they are augmented."""
 
 import difflib
+import hashlib
+import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,6 +19,8 @@ from gradlens.types import Images, Labels
 from training import augment, moments, readers
 from training.augment import Augmentation
 from training.moments import Moments
+
+ADOPTED = re.compile(r"[a-z0-9-]+-[0-9a-f]{6}")  # names of images that came with a model (training.adopt)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def load(name: str) -> Data:
     Raises ValueError for an unknown one, with the nearest, and for missing or damaged files, with the command that
     brings them.
     """
-    if name not in DATASETS and (found := adopted_file(name)).is_file():
+    if name not in DATASETS and ADOPTED.fullmatch(name) and (found := adopted_file(name)).is_file():
         return _adopted(name, found)
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=1)
@@ -154,8 +159,14 @@ def adopted_file(name: str) -> Path:
 
 
 def _adopted(name: str, path: Path) -> Data:
-    """Images that came with a model: nothing was trained on them, so that all three parts are the same."""
-    with np.load(path, allow_pickle=False) as found:
+    """Images that came with a model: nothing was trained on them, so that all three parts are the same.
+
+    Their name ends with the start of their file's hash.
+    """
+    content = path.read_bytes()
+    if not hashlib.sha256(content).hexdigest().startswith(name.rpartition("-")[2]):
+        raise ValueError(f"{name}: {path} is damaged: its SHA-256 is not the one in its name; adopt the model again")
+    with np.load(io.BytesIO(content), allow_pickle=False) as found:
         norm: Any = str(found["norm"])
         split = Split(torch.from_numpy(found["x"]), torch.from_numpy(found["y"]))
         ball = Ball(float(found["eps"]), norm)

@@ -41,7 +41,7 @@ class Engine:
                 f"jobs is {self.jobs}, expected it beside --engine local alone; Ray goes by --cpus, --gpus"
             )
         return Cluster(
-            self.address, cpus=1.0 if self.cpus is None else self.cpus, gpus=self.gpus or 0.0, memory=self.memory,
+            self.address, cpus=self.cpus, gpus=self.gpus, memory=self.memory,
             packages=("gradlens", "training"), environment={"GRADLENS_DATA": str(readers.folder().resolve())},
         )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 import difflib
 import importlib
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable
@@ -11,17 +10,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from training import foreign, imagenet
 from training.filling import fill
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what torchvision's weights expect
-NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 IMAGES, LABELS = ("x", "images", "x_test", "X", "data"), ("y", "labels", "y_test", "targets", "label")
 
@@ -91,31 +87,6 @@ def filled(name: str, found: dict[str, Tensor] | None) -> nn.Module:
     kept = {key: t for key, t in found.items() if not key.startswith(("AuxLogits.", "aux1.", "aux2."))}
     fill(own, {**counters, **kept}, f"the weights of {name!r}")
     return own
-
-
-def weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from safetensors, or from torch.save, of which nothing but tensors is loaded.
-
-    A dict that holds it as `state_dict`, as training scripts write them, is opened.
-    Raises ValueError naming the file that is missing, damaged or holds something else.
-    """
-    if not path.is_file():
-        raise ValueError(f"weights are {str(path)!r}, and there is no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"weights {str(path)!r} cannot be read as tensors alone, expected safetensors or "
-            f"torch.save(model.state_dict(), path): {str(error).splitlines()[0]}"
-        ) from None
-    for key in NESTED:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(t, Tensor) for t in found.values()):
-        raise ValueError(f"weights {str(path)!r} hold a {type(found).__name__}, expected a state dict of tensors")
-    return found
 
 
 def images(path: Path, size: int | None) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,8 @@ def measure(
     """
     check_count("steps", steps)
     check_count("longest", longest)
+    if not isinstance(models, Mapping) or not all(isinstance(seeds, Mapping) for seeds in models.values()):
+        raise ValueError(f"models are {models!r:.80}, expected arms by name, each a dict of models by training seed")
     named = {f"{arm} {number}": model for arm, seeds in models.items() for number, model in seeds.items()}
     if len(named) < 2:
         raise ValueError(f"models are {list(named)}, expected at least two to hold against each other")

@@ -65,6 +65,16 @@ def judge(readings: Arms, *, sl: str = "SL", rl: str = "RL", hybrids: Sequence[s
 
     Raises ValueError for hybrids that are not in `readings`, and for readings on different images.
     """
+    if not isinstance(readings, Mapping) or not all(
+        isinstance(seeds, Mapping) and all(isinstance(one, Readings) for one in seeds.values())
+        for seeds in readings.values()
+    ):
+        raise ValueError(f"readings are {readings!r:.80}, expected what `measure` returns: arms, each by training seed")
+    for called, name in (("sl", sl), ("rl", rl)):
+        if not isinstance(name, str):
+            raise ValueError(f"{called} is {name!r:.80}, expected the name of an arm")
+    if not isinstance(hybrids, list | tuple) or not all(isinstance(arm, str) for arm in hybrids):
+        raise ValueError(f"hybrids are {hybrids!r:.80}, expected a sequence of arms' names")
     if missing := [arm for arm in hybrids if arm not in readings]:
         raise ValueError(f"hybrids name {', '.join(map(repr, missing))}, expected arms of {list(readings)}")
     arm = _Arms(readings, sl, rl, tuple(hybrids))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ball import Ball, expand
-from ..batches import Chunk, in_parts, measured
+from ..batches import Chunk, Room, in_parts, measured
 from ..door import check_attack, check_choice, check_count, is_number
 from ..losses import cross_entropy, margin
 from ..model import logits, per_sample, predictive_entropy
@@ -105,6 +105,7 @@ def _slice(
     chosen = admitted(directions, x, ball, 2 if is_plane else 1)
     half = points // 2
     limits = (ball.low, ball.high) if box == "project" else None
+    room = Room(batch)
 
     def run(chunk: Chunk) -> Surface:
         x, y = chunk.x, chunk.y
@@ -113,7 +114,7 @@ def _slice(
         alpha = span * torch.arange(-half, half + 1, device=x.device, dtype=x.dtype) / half
         beta = alpha if is_plane else alpha[half : half + 1]
         with chunk.folded(), torch.no_grad():
-            values = _measure(model, x, y, ball, vectors, alpha, beta, loss, limits, batch)
+            values = _measure(model, x, y, ball, vectors, alpha, beta, loss, limits, room)
         with torch.no_grad():
             centre_loss = per_sample(loss, logits(model, x), y)
         return Surface(
@@ -143,9 +144,9 @@ def _measure(
     beta: Axis,
     loss: Loss,
     limits: tuple[float, float] | None,
-    batch: int,
+    room: Room,
 ) -> dict[str, Tensor]:
-    """All cells of all samples, `batch` images at a time, so that memory does not grow with the grid."""
+    """All cells of all samples, as many images at a time as have room, so that memory does not grow with the grid."""
     shape = (len(alpha), len(beta), len(x))
     cells = torch.cartesian_prod(*(torch.arange(size, device=x.device) for size in shape))
     undirected = torch.stack([d.flatten(1).isnan().any(1) for d in directions]).any(0)
@@ -170,6 +171,6 @@ def _measure(
             boxed & ~void,
         )
 
-    parts = in_parts(measure, len(cells), batch)
+    parts = in_parts(measure, len(cells), room)
     names = ("loss", "margin", "entropy", "predicted", "in_box")
     return {name: torch.cat(pieces).view(shape) for name, pieces in zip(names, zip(*parts, strict=True), strict=True)}

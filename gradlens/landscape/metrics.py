@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..attacks.pgd import perturb
 from ..ball import Ball
-from ..batches import in_parts
+from ..batches import Room, in_parts
 from ..losses import cross_entropy
 from ..model import at_least_single, logits
 from ..types import Images, Labels, Logits, PerMetric, PerSample
@@ -30,6 +30,7 @@ class Data(NamedTuple):
     batches: Sequence[tuple[Images, Labels]]
     fingerprint: str
     is_left_alone: bool  # the model does not write into the images, so they need not be copied for each pass
+    room: Room  # for as many of a batch as fit into memory, in all cells alike
 
     @property
     def samples(self) -> int:
@@ -52,7 +53,7 @@ def split(model: nn.Module, x: Images, y: Labels, fingerprint: str, batch: int) 
         is_left_alone = probe._version == version and torch.equal(probe, x[:2])
     except RuntimeError:  # the model is of another precision than the images: `logits` casts them, which is a copy
         is_left_alone = False
-    return Data(batches, fingerprint, is_left_alone)
+    return Data(batches, fingerprint, is_left_alone, Room(len(batches[0][1])))
 
 
 class Wrapper:
@@ -146,7 +147,7 @@ class Gauge:
             def read(where: slice, x: Images = x, y: Labels = y) -> list[tuple[str, PerSample]]:
                 return self._values(model, x[where], y[where], data.is_left_alone)
 
-            for name, values in chain.from_iterable(in_parts(read, len(y), len(y))):
+            for name, values in chain.from_iterable(in_parts(read, len(y), data.room)):
                 sums[name] = sums.get(name, 0.0) + values.sum(dtype=torch.float64)
         numbers = {name: total / data.samples for name, total in sums.items()}
         for name, metric in self.whole.items():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..batches import in_parts
+from ..batches import Room, in_parts
 from ..folding import LOOK, Folding, folding, unfolded
 from ..model import logits
 from ..provenance import digest, made
@@ -70,7 +70,7 @@ def survey(
     shape = (len(plane.alpha), len(plane.beta))
     total = math.prod(shape) if tolerance is None else None
     fold = folding(model, data.batches[0][0][:LOOK]).along(model, plane.directions) if folds else unfolded(model)
-    if not all(_holds(fold, model, x) for x, _ in data.batches):
+    if not all(_holds(fold, model, x, data.room) for x, _ in data.batches):
         fold = unfolded(model)
     record = dataclasses.replace(record, folded=len(fold.pairs))
     with ExitStack() as stack:
@@ -107,5 +107,5 @@ def survey(
     )  # fmt: skip
 
 
-def _holds(fold: Folding, model: nn.Module, x: Images) -> bool:
-    return all(in_parts(lambda where: fold.holds(model, x[where], logits(model, x[where])), len(x), len(x)))
+def _holds(fold: Folding, model: nn.Module, x: Images, room: Room) -> bool:
+    return all(in_parts(lambda where: fold.holds(model, x[where], logits(model, x[where])), len(x), room))

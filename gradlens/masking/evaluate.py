@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..ball import Ball
-from ..batches import BATCH, gathered, in_parts, smaller
-from ..door import admit, check_ball, check_choice, check_count, check_generator
+from ..batches import BATCH, Room, gathered, in_parts
+from ..door import PROBE, admit, check_ball, check_choice, check_count, check_generator
 from ..draws import Draws, keys, mixed, seed
 from ..losses import cross_entropy, margin
 from ..model import forward, frozen, input_gradient, logits
@@ -67,23 +67,23 @@ def masking(
     check_ball(ball)
     check_generator(generator)
     check_count("batch", batch)
-    batch = int(batch)  # torch splits by none of numpy's numbers
+    room = Room(int(batch))  # torch splits by none of numpy's numbers
     check_choice("budget", budget, get_args(Budget))
     effort, number, begun = EFFORTS[budget], str(seed(generator)), time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
         stack.enter_context(seeded(mixed(number, "passes")))
-        images, labels, fingerprint = gathered(model, x, y, ball, batch=batch, stochastic=True, probabilities=True)
+        images, labels, fingerprint = gathered(model, x, y, ball, batch=room.size, stochastic=True, probabilities=True)
         subject = introduced(model, images, labels, ball, effort.passes)
         if subject.is_steady:
-            admit(model, images[:batch], labels[:batch], probabilities=True)  # one that mixes samples is refused
-        right = ~_by_parts(lambda x, y: errs(subject.judge, x, x, y, ball), images, labels, batch)
+            admit(model, images[:PROBE], labels[:PROBE], probabilities=True)  # one that mixes samples is refused
+        right = ~_by_parts(lambda x, y: errs(subject.judge, x, x, y, ball), images, labels, room)
         _refuse_few(right)
         others = _others(surrogates, model, images[right], labels[right], ball, number)
         for other in others.values():
             stack.enter_context(frozen(other))
-        _announce(subject, images[right][:batch], labels[right][:batch], int(right.sum()), budget)
-        marks, points, broken = _examined(subject, images[right], labels[right], ball, effort, number, others, batch)
+        _announce(subject, images[right], labels[right], budget, room)
+        marks, points, broken = _examined(subject, images[right], labels[right], ball, effort, number, others, room)
         options = {"ball": ball, "budget": budget, "surrogates": ", ".join(others) or None, "batch": batch}
         record = made("masking", model, fingerprint, str(images.device), generator, **options)
     robust, naive, adversarial = right.clone(), right.clone(), images.clone()
@@ -99,14 +99,14 @@ def masking(
 
 def _examined(
     subject: Subject, x: Images, y: Labels, ball: Ball, effort: Effort, number: str,
-    surrogates: Mapping[str, nn.Module], batch: int,
+    surrogates: Mapping[str, nn.Module], room: Room,
 ) -> tuple[Marks, Images, Tensor]:  # fmt: skip
     """Marks, points and what is broken, chunk by chunk."""
     parts: list[tuple[Marks, Images, Tensor]] = []
     start = 0
     bar = tqdm(desc="masking", unit="sample", delay=3, disable=None, total=len(x))
     while start < len(x):
-        part, named = x[start : start + batch], y[start : start + batch]
+        part, named = x[start : start + room.size], y[start : start + room.size]
         hashes = keys(part)
 
         def stream(name: str, hashes: list[bytes] = hashes) -> Draws:
@@ -118,7 +118,7 @@ def _examined(
             for stage in trial.run(surrogates):
                 bar.set_postfix_str(stage)
         except (RuntimeError, MemoryError) as error:
-            batch = smaller(batch, len(part), error)
+            room.less(len(part), error)
             continue
         trial.recount()
         marks |= {name: mark.detach().cpu().float() for name, mark in trial.marks.items()}
@@ -130,8 +130,8 @@ def _examined(
     return joined, torch.cat([points for _, points, _ in parts]), torch.cat([broken for _, _, broken in parts])
 
 
-def _by_parts(run, x: Images, y: Labels, batch: int) -> Tensor:  # type: ignore[no-untyped-def]
-    return torch.cat(in_parts(lambda where: run(x[where], y[where]), len(x), batch))
+def _by_parts(run, x: Images, y: Labels, room: Room) -> Tensor:  # type: ignore[no-untyped-def]
+    return torch.cat(in_parts(lambda where: run(x[where], y[where]), len(x), room))
 
 
 def _refuse_few(right: Tensor) -> None:
@@ -187,14 +187,18 @@ def _is_same(other: nn.Module, model: nn.Module, x: Images) -> bool:
     return all(torch.allclose(a, b) for a, b in zip(*sides, strict=True))
 
 
-def _announce(subject: Subject, x: Images, y: Labels, samples: int, budget: Budget) -> None:
+def _announce(subject: Subject, x: Images, y: Labels, budget: Budget, room: Room) -> None:
     """Say what each budget would take on this machine, if nothing breaks early, where it is worth saying."""
     times = []
-    for run in (lambda: input_gradient(subject.plain, x, y, cross_entropy), lambda: logits(subject.plain, x)):
-        run()
+    first = min(room.size, len(x))
+    for run in (
+        lambda where: input_gradient(subject.plain, x[where], y[where], cross_entropy),
+        lambda where: logits(subject.plain, x[where]),
+    ):
+        in_parts(run, first, room)
         begun = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - begun) / len(x) * samples * subject.scores.passes)
+        in_parts(run, first, room)
+        times.append((time.perf_counter() - begun) / first * len(x) * subject.scores.passes)
     estimates = {name: e.gradients * times[0] + e.queries * times[1] for name, e in EFFORTS.items()}
     if estimates[budget] > WORTH:
         said = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in estimates.items())

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..attacks import pgd, square
 from ..ball import Ball
 from ..batches import BATCH, answers, gathered
-from ..door import check_ball, check_generator
+from ..door import check_ball, check_count, check_generator
 from ..draws import Draws, keys, mixed, seed, uniform
 from ..intervals import wilson
 from ..losses import margin
@@ -118,10 +118,11 @@ def planted(
     """
     check_ball(ball)
     check_generator(generator)
+    check_count("batch", batch)
     chosen = named(attacks, SUITES)
     number = str(seed(generator))
     with frozen(model):
-        images, labels, fingerprint = gathered(model, x, y, ball, batch=batch)
+        images, labels, fingerprint = gathered(model, x, y, ball, batch=int(batch))
         inner = introduced(model, images, labels, ball, 1).scores
         streams = Draws.of(mixed(number, "plant"), keys(images)).streams
         heads = [

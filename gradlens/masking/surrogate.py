@@ -5,11 +5,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ball import Ball
+from ..batches import Room, answers
 from ..model import logits
 from ..types import Images
 from .subject import seeded
 
-STEPS, RATE, WIDTH = 300, 2e-3, 256
+STEPS, RATE, WIDTH, BATCH = 300, 2e-3, 256, 128
 
 
 def distilled(model: nn.Module, x: Images, ball: Ball, number: int) -> nn.Module:
@@ -24,12 +25,13 @@ def distilled(model: nn.Module, x: Images, ball: Ball, number: int) -> nn.Module
             nn.Flatten(), nn.Linear(size, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(),
             nn.Linear(WIDTH, classes),
         ).to(x)  # fmt: skip
+        room = Room(BATCH)
         optimizer = torch.optim.Adam(student.parameters(), RATE)
         for _ in range(STEPS):
-            part = x[torch.randint(len(x), (128,)).to(x.device)]
+            part = x[torch.randint(len(x), (BATCH,)).to(x.device)]
             points = wide.sample(part)
             with torch.no_grad():
-                labels = logits(model, points).argmax(1)
+                labels = answers(model, points, room).argmax(1)
             loss = F.cross_entropy(student(points), labels)
             optimizer.zero_grad()
             loss.backward()

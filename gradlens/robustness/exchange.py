@@ -31,7 +31,10 @@ def exchange(
     """
     check_count("batch", batch)
     batch = int(batch)  # torch splits by none of numpy's numbers
-    if not all(isinstance(given, Mapping) for given in (models, results)) or set(models) != set(results):
+    for called, given, kind in (("models", models, nn.Module), ("results", results, Robustness)):
+        if not isinstance(given, Mapping) or not all(isinstance(one, kind) for one in given.values()):
+            raise ValueError(f"{called} are {given!r:.80}, expected a dict of {kind.__name__} by name")
+    if set(models) != set(results):
         raise ValueError(f"models are {list(models)} and results are {list(results)}, expected dicts of the same names")
     if len(results) < 2:
         raise ValueError(f"results are of {list(results)}, expected at least two models")

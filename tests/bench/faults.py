@@ -27,16 +27,17 @@ FAMILIES: dict[str, tuple[list[str], str]] = {
     "two at one place": (
         ["tests/test_lock.py", "tests/test_disk.py", "tests/training/test_run_files.py",
          "tests/figures/test_set_files.py"],
-        "test_lock or in_use or killed_write or killed_process or by_one_process",
+        "test_lock or in_use or killed_write or killed_process or by_one_process or outlives_a_kill",
     ),
     "damaged file": (
         ["tests/test_disk.py", "tests/test_store.py", "tests/training/test_run_files.py",
-         "tests/figures/test_set_files.py"],
-        "changed or damage or ends_early or truncated or no_weights",
+         "tests/training/test_adopt.py", "tests/figures/test_set_files.py"],
+        "changed or damage or ends_early or truncated or no_weights or as_it_was_built",
     ),
     "pickle that acts": (["tests/test_disk.py"], "pickle"),
     "name that leads away": (
-        ["tests/test_disk.py", "tests/training/test_run_files.py", "tests/figures/test_set_files.py"],
+        ["tests/test_disk.py", "tests/training/test_run_files.py", "tests/training/test_adopt.py",
+         "tests/figures/test_set_files.py"],
         "outside or leave or elsewhere or plain_one",
     ),
     "full disk": (
@@ -46,7 +47,10 @@ FAMILIES: dict[str, tuple[list[str], str]] = {
     "odd numbers": (["tests/test_numbers.py"], "not does_not_fit"),
     "out of memory": (["tests/test_numbers.py", "tests/test_batches.py"], "does_not_fit"),
     "hostile text": (["tests/figures/test_hostile.py", "tests/test_display.py"], "hostile or manifest_says or script"),
-    "open port": (["tests/figures/test_hostile.py", "tests/notebooks/test_jupyterlab.py"], "make_lab or jupyterlab"),
+    "open port": (
+        ["tests/figures/test_hostile.py", "tests/notebooks/test_jupyterlab.py", "tests/training/test_cluster.py"],
+        "make_lab or jupyterlab or listen or open_port",
+    ),
     "other bytes": (["tests/test_determinism.py"], "bytes"),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from figures import build, plan
 from figures.execute import Job, execute_there
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,11 @@ def test_the_copy_without_torch_is_the_same():
     ("words", "message"),
     [
         (["--address", "head:1"], "address is 'head:1', expected it beside --engine ray alone"),
+        (["--gpus", "1"], "gpus is 1.0, expected it beside --engine ray alone"),
+        (["--memory", "2GiB"], "memory is '2GiB', expected it beside --engine ray alone"),
+        (["--engine", "ray", "--gpus", "1.5"], "gpus is 1.5, expected a whole number or a share of one"),
+        (["--engine", "ray", "--cpus", "0"], "cpus is 0.0, expected a whole number or a share of one, at least 0.01"),
+        (["--engine", "ray", "--memory", "lots"], "memory is 'lots', expected a size such as 2GiB"),
         (["--engine", "ray", "--jobs", "2"], "jobs is 2, expected it without --engine ray"),
         (["--engine", "ray", "--address", "nowhere"], "address is 'nowhere', expected HOST:PORT"),
         (["--engine", "ray"], "engine is 'ray', and ray is not installed, expected the extra: pip install"),
@@ -34,6 +40,24 @@ def test_what_makes_no_sense_is_one_line(words, message, house, capsys, monkeypa
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")
     assert not (house.out / "manifest.json").exists()
+
+
+def test_what_a_task_reserves_is_asked_for_by_the_sweep_and_by_notebooks(house, monkeypatch):
+    commands, reserved = [], []
+    monkeypatch.setattr(build.subprocess, "run", lambda command, **_: commands.append(command))
+    monkeypatch.setattr(build, "Cluster", lambda *address, **options: reserved.append((address, options)))
+    house.edit_set("[parameters]", 'sweep = "sweep.toml"\n[parameters]')
+    (house.root / "sweep.toml").touch()
+    options = {"address": "head:1", "cpus": 2.0, "gpus": 0.5, "memory": "2GiB"}
+    asked = plan.plan("tiny", house.root, engine="ray", **options)
+    build.sweep(asked)
+    build._pool(asked, 1)
+    words = ["sweep.toml", "--out", "runs/tiny", "--engine", "ray", "--address", "head:1"]
+    assert commands[0][4:] == [*words, "--cpus", "2.0", "--gpus", "0.5", "--memory", "2GiB"]
+    ((address, said),) = reserved
+    assert address == ("head:1",)
+    assert (said["cpus"], said["memory"]) == (2.0, "2GiB")
+    assert not said.get("gpus")  # notebooks measure on the CPU: a GPU would lie idle
 
 
 def test_a_node_without_the_disk_is_a_failure_by_name(house):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from figures import gallery, manifest
+from figures import gallery, manifest, stamp
 from figures.__main__ import ROOT
 
 PAYLOAD = "\"'><script>alert(1)</script><img src=x onerror=alert(2)></style><!--]]>{{ 7 * 7 }}{% raw %}&lt;b&gt;"
@@ -64,7 +64,8 @@ def test_whatever_the_manifest_says_the_page_has_the_same_tags(built):
     for clean, one in zip(found["figures"], hostile["figures"], strict=True):
         one["files"] = clean["files"]
     failed = built.out / "two.failed.json"
-    failed.write_text(json.dumps(poisoned(json.loads(failed.read_text()))))
+    record = poisoned(manifest.failure(built.out, "two"))
+    failed.write_text(json.dumps({**record, "sha256": stamp.seal(record)}))
     for book in hostile["notebooks"]:
         book["name"] = book["name"].removesuffix(PAYLOAD)
     for figure in hostile["figures"]:
@@ -92,9 +93,9 @@ def test_a_hostile_run_and_parameter_go_through_a_build_as_text(house):
     assert [tag for tag, *_ in Tags(page).tags].count("img") == 1
 
 
-def test_no_text_in_a_relief_ends_its_script(tmp_path):
-    (tmp_path / "relief.plotly").write_text(json.dumps({"data": [{"name": "</script>" + PAYLOAD}], "layout": {}}))
-    said = str(gallery._json(tmp_path / "relief.plotly"))
+def test_no_text_in_a_relief_ends_its_script():
+    relief = json.dumps({"data": [{"name": "</script>" + PAYLOAD}], "layout": {}})
+    said = str(gallery._json(relief.encode()))
     assert "<" not in said
     assert json.loads(said)["data"][0]["name"] == "</script>" + PAYLOAD
 

@@ -2,14 +2,17 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
-from figures import gallery, manifest, stamp
+from figures import gallery, keep, manifest, stamp
 from tests.faults import fill, refusals, small_disk
 from tests.test_lock import holder
 
 __all__ = ["small_disk"]
+TABLE = 'import pandas; pandas.DataFrame({"a": range(9)}).to_parquet(folder / "one_figure.parquet")'
 
 
 @pytest.fixture
@@ -36,6 +39,65 @@ def test_damage_is_found_and_named(built, capsys):
     assert stamp.read(out / "one") is None
     sealed.write_text(content)
     assert stamp.read(out / "one") is not None
+
+
+def test_whatever_the_page_shows_or_a_folder_keeps_is_as_it_was_built(house, capsys):
+    more = (
+        '(folder / "one_figure.webp").write_bytes(b"RIFF of a picture")',
+        '(folder / "one_figure.plotly").write_text(json.dumps({"data": [], "layout": {}}))',
+        TABLE,
+    )
+    house.notebook("one", house.figure("one_figure"), *more)
+    house.notebook("two", "raise RuntimeError('first')")
+    assert house.build() == 1
+    found, out = manifest.read(house.out), house.out
+    for ending in ("webp", "plotly"):
+        path = out / "one" / f"one_figure.{ending}"
+        assert refusals(path, lambda: gallery.render(found, out), match=f"one/one_figure.{ending} in", every=4) > 5
+    failed = out / "two.failed.json"
+    assert refusals(failed, lambda: gallery.render(found, out), match=f"{failed} is damaged", every=37) > 10
+    assert house.run("keep", "tiny") == 0
+    kept = house.root / "figures" / "tiny"
+    before = {path: path.read_bytes() for path in kept.rglob("*.*")}
+    for ending in ("webp", "parquet"):
+        path = out / "one" / f"one_figure.{ending}"
+        content = path.read_bytes()
+        path.write_bytes(content[:9] + b"x" + content[10:])
+        capsys.readouterr()
+        assert house.run("keep", "tiny") == 2
+        assert f"one/one_figure.{ending} in {out} is not the one that was built" in capsys.readouterr().err
+        path.write_bytes(content)
+    assert {path: path.read_bytes() for path in kept.rglob("*.*")} == before
+
+
+def test_what_was_kept_outlives_a_kill_while_it_is_replaced(house, monkeypatch):
+    """After the first of two renamings nothing is left at the place itself; the next call finds it."""
+    for name in ("one", "two"):
+        house.notebook(name, house.figure(f"{name}_figure"), TABLE.replace("one", name))
+    assert house.build() == 0
+    place = house.root / "figures" / "tiny"
+    keep.keep(house.out, place)
+    (place / "two" / "mark").touch()
+    rename, names = Path.rename, []
+
+    def killed(self: Path, target: Path) -> Path:
+        names.append(self.name)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            keep.keep(house.out, place)
+    assert not place.exists()
+    shutil.rmtree(house.out)
+    assert house.build("--only", "one") == 0
+    keep.keep(house.out, place)
+    assert (place / "two" / "mark").exists()  # as it was kept before
+    assert [path.name for path in place.parent.glob(".*")] == []
+    with holder(place.with_name(".tiny.lock")), pytest.raises(ValueError, match=r"to .*tiny' is in use by process"):
+        keep.keep(house.out, place)
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "one/../../secret.png"])

@@ -18,6 +18,8 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+from gradlens.disk import seal_weights
+from tests.faults import refusals
 from training import checkpoint, data
 from training.__main__ import main
 from training.adopt import Adoption, adopt
@@ -194,10 +196,10 @@ def spoil(name: str, home: Path, pixels: np.ndarray) -> None:
         ({"model": "keras/resnet18"}, r"expected torchvision/NAME or timm/NAME"),
         ({"model": "torchvision/none"}, r"torchvision/none'"),
         ({"model": "resnet18", "weights": None}, r"whose answers would be random; name a file with --weights"),
-        ({"weights": "none.pt"}, r"none.pt', and there is no such file"),
-        ({"weights": "evil.pt"}, r"evil.pt' cannot be read as tensors alone"),
-        ({"weights": "torn.safetensors"}, r"torn.safetensors' cannot be read as tensors alone"),
-        ({"weights": "list.pt"}, r"hold a list, expected a state dict"),
+        ({"weights": "none.pt"}, r"none.pt' is not a file, expected .safetensors or .pt"),
+        ({"weights": "evil.pt"}, r"evil.pt' are refused"),
+        ({"weights": "torn.safetensors"}, r"torn.safetensors' are refused"),
+        ({"weights": "list.pt"}, r"list.pt' hold no dictionary of tensors by name"),
         ({"weights": "other.safetensors"}, r"belongs? to another architecture: it has no 0.bias"),
         ({"data": "none.npz"}, r"none.npz', and there is no such file or folder"),
         ({"data": "theirs"}, r"theirs' has no images, expected a folder a class"),
@@ -230,6 +232,34 @@ def test_what_cannot_be_adopted_is_named_before_anything_is_written(asked, home,
 def test_timm_is_asked_for_where_it_is_missing(asked, home):
     with pytest.raises(ValueError, match=r"timm is not installed or not found: pip install timm"):
         adopt(replace(asked, model="timm/resnet18"), home / "run")
+
+
+def test_adopted_weights_and_images_are_refused_with_bytes_changed_or_missing(asked, home, theirs):
+    torch.save(theirs.state_dict(), home / "w.pt")
+    (home / "sealed.safetensors").write_bytes(seal_weights(theirs.state_dict()))
+    for name in ("w.pt", "sealed.safetensors"):
+        said = replace(asked, weights=home / name)
+        content = said.weights.read_bytes()
+        for size in range(0, len(content), 997):
+            said.weights.write_bytes(content[:size])
+            with pytest.raises(ValueError, match=rf"{name}' are refused"):
+                adopt(said, home / "run")
+        # one bit within the numbers of a tensor: no reader of the format would mind
+        place = content.index(theirs.state_dict()["0.weight"].numpy().tobytes()) + 5
+        said.weights.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=rf"{name}' are refused"):
+            adopt(said, home / "run")
+        said.weights.write_bytes(content)
+        dataset = adopt(said, home / "run").config.dataset
+    path = data.adopted_file(dataset)
+    assert refusals(path, lambda: data.load(dataset), match=f"{path} is damaged", every=29) > 50
+
+
+def test_images_elsewhere_are_no_data_set(asked, home):
+    path = data.adopted_file(adopt(asked, home / "run").config.dataset)
+    (home / "data" / "x.npz").write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"dataset is '\.\./x', expected one of"):
+        data.load("../x")
 
 
 def test_a_factory_that_is_gone_is_named_when_the_run_is_read(asked, home, monkeypatch):

@@ -1,7 +1,10 @@
 """Ray: runs and measurements on two nodes are those of one process, byte for byte, also when a node dies on the way."""
 
+import importlib
+import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -184,6 +187,57 @@ def parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0
+
+
+def test_what_ray_starts_here_is_told_to_listen_on_this_machine_alone(monkeypatch):
+    ray = pytest.importorskip("ray")
+    services = importlib.import_module("ray._private.services")
+    own, before = [], services.get_node_ip_address()
+    monkeypatch.setattr(ray, "init", lambda **_: own.append(services.get_node_ip_address()))
+    cluster._connect(ray, None, {})
+    cluster._connect(ray, "127.0.0.1:1", {})
+    assert own == ["127.0.0.1", before]  # to a cluster of many machines this one says where it is
+    assert services.get_node_ip_address() == before
+
+
+def test_a_start_that_fails_is_one_line(monkeypatch, tmp_path, capsys):
+    ray = pytest.importorskip("ray")
+
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out\nduring startup.")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    assert main(["sweep", str(tmp_path / "sweep.toml"), "--out", str(tmp_path / "runs"), "--engine", "ray"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: Ray at this machine cannot be used: The current node timed out during startup."
+
+
+LISTENING = """
+import json, os, psutil
+from training.cluster import Cluster
+def listening(process):
+    found = (one for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN)
+    return [one.laddr.ip.removeprefix("::ffff:") for one in found]
+with Cluster(packages=("training",)) as pool:
+    said = pool.submit(os.getenv, "RAY_AUTH_MODE").result()
+    here = psutil.Process()
+    print(json.dumps([said, [ip for one in (here, *here.children(recursive=True)) for ip in listening(one)]]))
+"""
+
+
+@pytest.mark.skipif("GRADLENS_TALLY" not in os.environ, reason="half a minute, of which make test-faults has more")
+def test_an_open_port_of_what_ray_starts_here_is_of_this_machine_alone_and_wants_a_token(tmp_path):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**kept, "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], env=environment, capture_output=True, text=True, check=True
+    )
+    said, found = json.loads(done.stdout.splitlines()[-1])
+    assert said == "token"
+    assert len(found) > 4
+    assert set(found) == {"127.0.0.1"}
 
 
 @pytest.mark.slow
