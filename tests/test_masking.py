@@ -13,6 +13,7 @@ import gradlens as gl
 from gradlens import Ball, Evidence, Masking, masking, plots
 from gradlens.masking.evidence import LARGE, TESTS, weigh
 from gradlens.masking.subject import introduced
+from gradlens.masking.surrogate import distilled
 from gradlens.masking.verdict import judge
 from tests.analytic import Binary, Plane, Wrapped, snapshot
 
@@ -261,6 +262,20 @@ def test_a_surrogate_distilled_on_the_spot_finds_the_plane_by_labels_alone(x, y)
     assert "distilled" in result.made.call
 
 
+def test_a_surrogate_may_be_of_another_type_and_is_known_as_the_model_itself_in_it(x, y):
+    model = Detached(plane())
+    result = verdict(model, x, y, surrogates={"double": plane(3.0).double()})
+    assert torch.equal(result.robust, (x.flatten(1).mean(1) - 0.5).abs() > BALL.eps)
+    with pytest.raises(ValueError, match=r"surrogate 'double' is the model itself"):
+        verdict(plane(), x, y, surrogates={"double": plane().double()})
+
+
+def test_a_distilled_surrogate_is_the_same_whatever_the_order_of_the_images(x):
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    first, second = (distilled(plane(), images, BALL, 0) for images in (x, x[order]))
+    assert torch.equal(first(x), second(x))
+
+
 def rows(**values: tuple[float, float]) -> tuple[Evidence, ...]:
     """Evidence with these marks, by share and number of samples, all of them right."""
     marks = {
@@ -344,6 +359,12 @@ def test_what_cannot_be_judged_is_refused(x, y):
         verdict(model, x, y, surrogates={"copy": plane()})
     with pytest.raises(ValueError, match=r"surrogate 'three' has 3 classes, the model has 2"):
         verdict(model, x, y, surrogates={"three": nn.Sequential(nn.Flatten(), nn.Linear(4, 3))})
+    with pytest.raises(
+        ValueError, match=r"surrogate 'wide': x of shape \(8, 1, 2, 2\) .* does not go through the model"
+    ):
+        verdict(model, x, y, surrogates={"wide": nn.Sequential(nn.Flatten(), nn.Linear(5, 2))})
+    with pytest.raises(ValueError, match=r"surrogate 'nan': model returns NaN"):
+        verdict(model, x, y, surrogates={"nan": plane(math.nan)})
 
 
 def test_a_mask_is_found_in_float64_too(x, y):
