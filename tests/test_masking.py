@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 import gradlens as gl
 from gradlens import Ball, Evidence, Masking, masking, plots
+from gradlens.draws import Draws, keys
 from gradlens.masking.evidence import LARGE, TESTS, weigh
+from gradlens.masking.looks import look
 from gradlens.masking.subject import introduced
 from gradlens.masking.surrogate import distilled
+from gradlens.masking.tries import EFFORTS
 from gradlens.masking.verdict import judge
 from tests.analytic import Binary, Plane, Wrapped, snapshot
 
@@ -84,6 +87,32 @@ def test_size_follows_confidence_where_the_closed_form_says_so(x, y):
     )
 
 
+class Clipped(nn.Module):
+    """Three logits: of the offset k (mean - 1/2), its negative and its double, cut off at -1 and 1; and -2."""
+
+    k = 15.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset = self.k * (x.flatten(1).mean(1) - 0.5)
+        return torch.stack([(-offset).clamp(-1, 1), (2 * offset).clamp(-1, 1), 0 * offset - 2], 1)
+
+
+def seen(model: nn.Module, x: Tensor, y: Tensor, ball: Ball = BALL) -> dict[str, Tensor]:
+    """The marks of a look alone."""
+    streams = {name: Draws.of(0, keys(x)) for name in ("near", "unstable")}
+    return look(introduced(model, x, y, ball, 1), x, y, ball, streams)
+
+
+def test_a_logit_is_flat_where_it_is_cut_off_and_the_other_is_not(x, y):
+    offset = Clipped.k * (x.flatten(1).mean(1) - 0.5).abs()
+    mark = seen(Clipped(), x, y)["pinned"]
+    assert torch.equal(mark == 1, (offset > 0.5) & (offset < 1))
+    assert torch.equal(mark.isnan(), offset > 1)  # both are
+    assert torch.equal(mark == 0, offset < 0.5)
+    for harmless in (plane(), nn.Sequential(Clipped(), nn.LogSoftmax(1))):  # a constant 0 beside z; shares, logarithms
+        assert seen(harmless, x, y)["pinned"].isnan().all()
+
+
 class Wrong(torch.autograd.Function):
     """The identity, whose backward pass multiplies by a factor."""
 
@@ -118,7 +147,7 @@ def test_a_gradient_that_points_back_is_masked_and_said_to_be_wrong(x, y):
     assert result.naive_accuracy == 1.0
     # points of random search and Square reach every corner of four pixels
     assert result.best_accuracy == 0.5
-    assert (result.verdict, result.layers) == ("masked", ("no gradient arrives",))
+    assert (result.verdict, result.layers) == ("masked", ("the backward pass is not the derivative",))
 
 
 class Detached(Wrapped):
@@ -146,6 +175,45 @@ class Undefined(Wrapped):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x + (0 * x).sqrt())
+
+
+class Bytes(Wrapped):
+    """A plane of pixels in 0..255."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x / 255)
+
+
+def test_how_far_predictions_are_looked_at_is_a_share_of_the_pixel_box(x, y):
+    shares = [
+        seen(model, images, y, ball)["unstable"].mean().item()
+        for model, images, ball in ((plane(), x, BALL), (Bytes(plane()), 255 * x, Ball(25.5, high=255.0)))
+    ]
+    assert 0.1 < shares[0] < 0.9
+    assert shares[1] == pytest.approx(shares[0], abs=0.1)  # other images get other draws
+
+
+class Tallied(Wrapped):
+    """Counts the images that pass: with a gradient, one in float64 for two, and without."""
+
+    gradients = queries = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            type(self).gradients += len(x) * (2 if x.dtype == torch.float64 else 1)
+        else:
+            type(self).queries += len(x)
+        return self.inner(x)
+
+
+def test_what_a_budget_is_said_to_take_is_what_it_takes_where_nothing_breaks(x, y):
+    Tallied.gradients = Tallied.queries = 0
+    still = masking(Tallied(plane()), x[:40], y[:40], Ball(0.001), generator=torch.Generator().manual_seed(0))
+    assert still.best_accuracy == 1.0
+    effort = EFFORTS["quick"]
+    without_dlr = effort.gradients - (effort.loss + 1)  # two classes have none
+    assert Tallied.gradients / 40 == pytest.approx(without_dlr, rel=0.03)
+    assert Tallied.queries / 40 <= effort.queries  # on so few pixels queries run out of new points
 
 
 @pytest.mark.parametrize("kind", [Detached, Broken, Undefined])
@@ -313,6 +381,17 @@ def test_the_first_layer_is_the_one_that_explains():
     assert judge(gap, rows(steps=(0.5, 100)))[1] == ("the optimiser stops early",)
     assert judge(gap, rows(averaged=(0.5, 100)))[1] == ("the direction shatters",)
     assert judge(gap, rows(averaged=(0.5, 100), random=(1.0, 100)))[1] == ("the output is random",)
+    assert judge(gap, rows(pinned=(0.9, 100), square=(0.5, 100)))[1] == ("the output saturates",)
+
+
+def test_a_cause_explains_the_gap_that_is_no_wider_than_it():
+    half, few = (rows(missing=(share, 100), square=(0.3, 100)) for share in (0.4, 0.1))
+    assert not any(row.is_strong for row in half if row.name == "gradient missing")
+    gap = (0.3, 0.2, 0.4)
+    assert judge(gap, half) == ("masked", ("no gradient arrives",))
+    assert judge(gap, few) == ("masked", ("the direction shatters",))
+    sure = rows(saturated=(1.0, 100), square=(0.3, 100))  # confident models are not masked by it alone
+    assert judge(gap, sure) == ("masked", ("the direction shatters",))
 
 
 def test_a_row_fires_on_the_lower_end_of_its_interval():

@@ -191,10 +191,10 @@ def _is_same(other: nn.Module, model: nn.Module, x: Images) -> bool:
 def _announce(subject: Subject, x: Images, y: Labels, samples: int, budget: Budget) -> None:
     """Say what each budget would take on this machine, if nothing breaks early, where it is worth saying."""
     times = []
-    for run in (lambda: input_gradient(subject.plain, x, y, cross_entropy), lambda: logits(subject.plain, x)):
-        run()
+    for run in (lambda: input_gradient(subject.plain, x, y, cross_entropy)[2], lambda: logits(subject.plain, x)):
+        run().amax().item()
         begun = time.perf_counter()
-        run()
+        run().amax().item()  # a number, since a GPU is still at work when a tensor comes back
         times.append((time.perf_counter() - begun) / len(x) * samples * subject.scores.passes)
     estimates = {name: e.gradients * times[0] + e.queries * times[1] for name, e in EFFORTS.items()}
     if estimates[budget] > WORTH:
