@@ -2,7 +2,10 @@
 
 import dataclasses
 import importlib
+import json
 import math
+import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 import gradlens as gl
 from gradlens import Ball, Evidence, Masking, masking, plots
 from gradlens.draws import Draws, keys
+from gradlens.intervals import wilson
 from gradlens.masking.evidence import LARGE, TESTS, weigh
 from gradlens.masking.looks import look
 from gradlens.masking.subject import introduced
@@ -422,6 +426,23 @@ def test_print_frame_row_and_budget(x, y, capsys, monkeypatch):
     verdict(plane(), x, y)
     assert "quick" in (said := capsys.readouterr().err)
     assert "thorough" in said
+
+
+def test_a_usable_model_that_few_samples_show_is_not_said_to_be_more(x, y):
+    result = verdict(plane(), x[12:52], y[12:52])
+    assert "so few samples" not in str(result)  # 0 of 40: below a tenth
+    some = dataclasses.replace(result, naive=result.right, robust=torch.arange(40) >= 3)
+    assert some.gap[2] == pytest.approx(wilson(3, 40)[1])
+    assert f"so few samples do not exclude that PGD misses {wilson(3, 40)[1]:.0%}" in str(some)
+    assert "so few samples" not in str(dataclasses.replace(some, verdict="suspect"))
+
+
+def test_the_notebook_explains_each_row():
+    notebook = json.loads((Path(__file__).parents[1] / "notebooks" / "masking.ipynb").read_text())
+    told = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown").lower()
+    bold = " ".join(re.findall(r"\*\*(.*?)\*\*", told))
+    missing = [name for name in ROWS if name.lower().removesuffix(" gains").removesuffix(" gain") not in bold]
+    assert not missing, missing
 
 
 def test_what_cannot_be_judged_is_refused(x, y):
