@@ -2,7 +2,10 @@
 
 import dataclasses
 import importlib
+import json
 import math
+import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -11,8 +14,13 @@ from torch import Tensor, nn
 
 import gradlens as gl
 from gradlens import Ball, Evidence, Masking, masking, plots
+from gradlens.draws import Draws, keys
+from gradlens.intervals import wilson
 from gradlens.masking.evidence import LARGE, TESTS, weigh
+from gradlens.masking.looks import look
 from gradlens.masking.subject import introduced
+from gradlens.masking.surrogate import distilled
+from gradlens.masking.tries import EFFORTS
 from gradlens.masking.verdict import judge
 from tests.analytic import Binary, Plane, Wrapped, snapshot
 
@@ -83,6 +91,32 @@ def test_size_follows_confidence_where_the_closed_form_says_so(x, y):
     )
 
 
+class Clipped(nn.Module):
+    """Three logits: of the offset k (mean - 1/2), its negative and its double, cut off at -1 and 1; and -2."""
+
+    k = 15.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset = self.k * (x.flatten(1).mean(1) - 0.5)
+        return torch.stack([(-offset).clamp(-1, 1), (2 * offset).clamp(-1, 1), 0 * offset - 2], 1)
+
+
+def seen(model: nn.Module, x: Tensor, y: Tensor, ball: Ball = BALL) -> dict[str, Tensor]:
+    """The marks of a look alone."""
+    streams = {name: Draws.of(0, keys(x)) for name in ("near", "unstable")}
+    return look(introduced(model, x, y, ball, 1), x, y, ball, streams)
+
+
+def test_a_logit_is_flat_where_it_is_cut_off_and_the_other_is_not(x, y):
+    offset = Clipped.k * (x.flatten(1).mean(1) - 0.5).abs()
+    mark = seen(Clipped(), x, y)["pinned"]
+    assert torch.equal(mark == 1, (offset > 0.5) & (offset < 1))
+    assert torch.equal(mark.isnan(), offset > 1)  # both are
+    assert torch.equal(mark == 0, offset < 0.5)
+    for harmless in (plane(), nn.Sequential(Clipped(), nn.LogSoftmax(1))):  # a constant 0 beside z; shares, logarithms
+        assert seen(harmless, x, y)["pinned"].isnan().all()
+
+
 class Wrong(torch.autograd.Function):
     """The identity, whose backward pass multiplies by a factor."""
 
@@ -117,7 +151,7 @@ def test_a_gradient_that_points_back_is_masked_and_said_to_be_wrong(x, y):
     assert result.naive_accuracy == 1.0
     # points of random search and Square reach every corner of four pixels
     assert result.best_accuracy == 0.5
-    assert (result.verdict, result.layers) == ("masked", ("no gradient arrives",))
+    assert (result.verdict, result.layers) == ("masked", ("the backward pass is not the derivative",))
 
 
 class Detached(Wrapped):
@@ -145,6 +179,45 @@ class Undefined(Wrapped):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x + (0 * x).sqrt())
+
+
+class Bytes(Wrapped):
+    """A plane of pixels in 0..255."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x / 255)
+
+
+def test_how_far_predictions_are_looked_at_is_a_share_of_the_pixel_box(x, y):
+    shares = [
+        seen(model, images, y, ball)["unstable"].mean().item()
+        for model, images, ball in ((plane(), x, BALL), (Bytes(plane()), 255 * x, Ball(25.5, high=255.0)))
+    ]
+    assert 0.1 < shares[0] < 0.9
+    assert shares[1] == pytest.approx(shares[0], abs=0.1)  # other images get other draws
+
+
+class Tallied(Wrapped):
+    """Counts the images that pass: with a gradient, one in float64 for two, and without."""
+
+    gradients = queries = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            type(self).gradients += len(x) * (2 if x.dtype == torch.float64 else 1)
+        else:
+            type(self).queries += len(x)
+        return self.inner(x)
+
+
+def test_what_a_budget_is_said_to_take_is_what_it_takes_where_nothing_breaks(x, y):
+    Tallied.gradients = Tallied.queries = 0
+    still = masking(Tallied(plane()), x[:40], y[:40], Ball(0.001), generator=torch.Generator().manual_seed(0))
+    assert still.best_accuracy == 1.0
+    effort = EFFORTS["quick"]
+    without_dlr = effort.gradients - (effort.loss + 1)  # two classes have none
+    assert Tallied.gradients / 40 == pytest.approx(without_dlr, rel=0.03)
+    assert Tallied.queries / 40 <= effort.queries  # on so few pixels queries run out of new points
 
 
 @pytest.mark.parametrize("kind", [Detached, Broken, Undefined])
@@ -261,6 +334,20 @@ def test_a_surrogate_distilled_on_the_spot_finds_the_plane_by_labels_alone(x, y)
     assert "distilled" in result.made.call
 
 
+def test_a_surrogate_may_be_of_another_type_and_is_known_as_the_model_itself_in_it(x, y):
+    model = Detached(plane())
+    result = verdict(model, x, y, surrogates={"double": plane(3.0).double()})
+    assert torch.equal(result.robust, (x.flatten(1).mean(1) - 0.5).abs() > BALL.eps)
+    with pytest.raises(ValueError, match=r"surrogate 'double' is the model itself"):
+        verdict(plane(), x, y, surrogates={"double": plane().double()})
+
+
+def test_a_distilled_surrogate_is_the_same_whatever_the_order_of_the_images(x):
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    first, second = (distilled(plane(), images, BALL, 0) for images in (x, x[order]))
+    assert torch.equal(first(x), second(x))
+
+
 def rows(**values: tuple[float, float]) -> tuple[Evidence, ...]:
     """Evidence with these marks, by share and number of samples, all of them right."""
     marks = {
@@ -298,6 +385,17 @@ def test_the_first_layer_is_the_one_that_explains():
     assert judge(gap, rows(steps=(0.5, 100)))[1] == ("the optimiser stops early",)
     assert judge(gap, rows(averaged=(0.5, 100)))[1] == ("the direction shatters",)
     assert judge(gap, rows(averaged=(0.5, 100), random=(1.0, 100)))[1] == ("the output is random",)
+    assert judge(gap, rows(pinned=(0.9, 100), square=(0.5, 100)))[1] == ("the output saturates",)
+
+
+def test_a_cause_explains_the_gap_that_is_no_wider_than_it():
+    half, few = (rows(missing=(share, 100), square=(0.3, 100)) for share in (0.4, 0.1))
+    assert not any(row.is_strong for row in half if row.name == "gradient missing")
+    gap = (0.3, 0.2, 0.4)
+    assert judge(gap, half) == ("masked", ("no gradient arrives",))
+    assert judge(gap, few) == ("masked", ("the direction shatters",))
+    sure = rows(saturated=(1.0, 100), square=(0.3, 100))  # confident models are not masked by it alone
+    assert judge(gap, sure) == ("masked", ("the direction shatters",))
 
 
 def test_a_row_fires_on_the_lower_end_of_its_interval():
@@ -330,6 +428,23 @@ def test_print_frame_row_and_budget(x, y, capsys, monkeypatch):
     assert "thorough" in said
 
 
+def test_a_usable_model_that_few_samples_show_is_not_said_to_be_more(x, y):
+    result = verdict(plane(), x[12:52], y[12:52])
+    assert "so few samples" not in str(result)  # 0 of 40: below a tenth
+    some = dataclasses.replace(result, naive=result.right, robust=torch.arange(40) >= 3)
+    assert some.gap[2] == pytest.approx(wilson(3, 40)[1])
+    assert f"so few samples do not exclude that PGD misses {wilson(3, 40)[1]:.0%}" in str(some)
+    assert "so few samples" not in str(dataclasses.replace(some, verdict="suspect"))
+
+
+def test_the_notebook_explains_each_row():
+    notebook = json.loads((Path(__file__).parents[1] / "notebooks" / "masking.ipynb").read_text())
+    told = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown").lower()
+    bold = " ".join(re.findall(r"\*\*(.*?)\*\*", told))
+    missing = [name for name in ROWS if name.lower().removesuffix(" gains").removesuffix(" gain") not in bold]
+    assert not missing, missing
+
+
 def test_what_cannot_be_judged_is_refused(x, y):
     model = plane()
     with pytest.raises(ValueError, match=r"x holds 34 samples, of 34, that the model gets right, expected at least 35"):
@@ -344,6 +459,12 @@ def test_what_cannot_be_judged_is_refused(x, y):
         verdict(model, x, y, surrogates={"copy": plane()})
     with pytest.raises(ValueError, match=r"surrogate 'three' has 3 classes, the model has 2"):
         verdict(model, x, y, surrogates={"three": nn.Sequential(nn.Flatten(), nn.Linear(4, 3))})
+    with pytest.raises(
+        ValueError, match=r"surrogate 'wide': x of shape \(8, 1, 2, 2\) .* does not go through the model"
+    ):
+        verdict(model, x, y, surrogates={"wide": nn.Sequential(nn.Flatten(), nn.Linear(5, 2))})
+    with pytest.raises(ValueError, match=r"surrogate 'nan': model returns NaN"):
+        verdict(model, x, y, surrogates={"nan": plane(math.nan)})
 
 
 def test_a_mask_is_found_in_float64_too(x, y):

@@ -9,7 +9,21 @@ from torch import Tensor
 
 import gradlens as gl
 from tests.analytic import Plane
-from tests.zoo import ABSENT, BALL, CHANGES, NONE, RANDOM, SATURATES, SHATTERS, UNSURE, Case, images, trained
+from tests.zoo import (
+    ABSENT,
+    BALL,
+    CHANGES,
+    NONE,
+    PINNED,
+    RANDOM,
+    SATURATES,
+    SHATTERS,
+    UNSURE,
+    WRONG,
+    Case,
+    images,
+    trained,
+)
 from tests.zoo.attacks import errs, gradient, knowing, lead, naive, nats
 from tests.zoo.defences import Scaled, Through, ThroughThermometer
 from tests.zoo.networks import digits, split
@@ -19,8 +33,8 @@ HONEST = [
     "weak cnn", "weight decay cnn", "linear", "dropout cnn", "tanh mlp", "average pooling cnn", "label smoothing cnn",
 ]  # fmt: skip
 MASKED = [
-    "scaled logits", "distillation", "softmax", "k winners", "quantised", "jpeg", "thermometer", "shattered", "stairs",
-    "garbled", "blocked", "detached", "dithered", "dropped pixels", "stateful buffer", "stateful attribute",
+    "scaled logits", "distillation", "softmax", "sigmoid", "k winners", "quantised", "jpeg", "thermometer", "shattered",
+    "stairs", "garbled", "blocked", "detached", "dithered", "dropped pixels", "stateful buffer", "stateful attribute",
 ]  # fmt: skip
 COUNT = 100
 
@@ -70,7 +84,7 @@ def test_the_zoo_is_all_there_and_says_what_it_may(zoo):
     assert [name for name, case in zoo.items() if case.kind == "honest"] == HONEST
     assert [name for name, case in zoo.items() if case.kind == "masked"] == MASKED
     for case in zoo.values():
-        assert case.layers and case.layers <= {NONE, SATURATES, SHATTERS, RANDOM, CHANGES, ABSENT}
+        assert case.layers and case.layers <= {NONE, SATURATES, PINNED, SHATTERS, RANDOM, CHANGES, ABSENT, WRONG}
         assert case.verdicts and case.verdicts <= (
             {"usable", "suspect"} if case.kind == "honest" else {"masked", "suspect"}
         )
@@ -155,12 +169,18 @@ def test_the_gradient_of_a_masked_model_fails_as_its_layer_says(name, zoo, x, y)
     case, cut = zoo[name], vanished(zoo[name], x, y, nats)
     if case.layers == {ABSENT}:
         assert cut == 1 and vanished(case, x, y, lead) == 1
-    elif ABSENT in case.layers:  # something arrives that is not the gradient
+    elif WRONG in case.layers:  # something arrives that is not the gradient
         mine, true = (gradient(model, x, y, lead) for model in (case.model, case.model.network))
         assert cut == 0 and gl.ball.cosine(mine, true).mean().abs() < 0.1 and foresight(case, x, y) < 0.5
     elif SATURATES in case.layers:
         below = case if name != "softmax" else replace(case, model=case.model[0])
         assert cut > 0.4 and vanished(below, x, y, lead) < 0.1
+    elif PINNED in case.layers:  # a logit has lost its slope at the end that it has before
+        flat, before = (
+            vanished(replace(case, model=model), x, y, lambda z, y: z.gather(1, y[:, None])[:, 0])
+            for model in (case.model, case.model[0])
+        )
+        assert flat > 0.4 and before == 0
     elif SHATTERS in case.layers:
         assert cut == 0 and foresight(case, x, y) < 0.5
     else:

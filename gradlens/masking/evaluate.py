@@ -163,12 +163,15 @@ def _others(
     for name, other in surrogates.items():
         if not isinstance(other, nn.Module):
             raise ValueError(f"surrogate {name!r} is a {type(other).__name__}, expected a torch.nn.Module")
-        if _is_same(other, model, x[:8]):
-            raise ValueError(f"surrogate {name!r} is the model itself, expected another one: its points prove nothing")
-        with frozen(other):
-            answer = admit(other, x[:1], None, probabilities=True, stochastic=True)[1]
+        try:
+            with frozen(other):
+                answer = admit(other, x[:8], None, probabilities=True, stochastic=True)[1]
+        except ValueError as error:
+            raise ValueError(f"surrogate {name!r}: {error}") from error
         if answer.shape[1] != classes:
             raise ValueError(f"surrogate {name!r} has {answer.shape[1]} classes, the model has {classes}")
+        if _is_same(other, model, x[:8]):
+            raise ValueError(f"surrogate {name!r} is the model itself, expected another one: its points prove nothing")
         found[str(name)] = other
     return found
 
@@ -178,22 +181,20 @@ def _is_same(other: nn.Module, model: nn.Module, x: Images) -> bool:
     if other is model:
         return True
     with frozen(other):
-        if logits(other, x).shape != logits(model, x).shape:
-            return False
         try:
             sides = [list(input_gradient(one, x, forward(model, x).argmax(1), margin)) for one in (model, other)]
         except Exception:  # whatever a backward pass of the caller's raises: the answers have to do
             sides = [[logits(one, x)] for one in (model, other)]
-    return all(torch.allclose(a, b) for a, b in zip(*sides, strict=True))
+    return all(torch.allclose(a.double(), b.double()) for a, b in zip(*sides, strict=True))
 
 
 def _announce(subject: Subject, x: Images, y: Labels, budget: Budget, room: Room) -> None:
     """Say what each budget would take on this machine, if nothing breaks early, where it is worth saying."""
     times = []
     first = min(room.size, len(x))
-    for run in (
-        lambda where: input_gradient(subject.plain, x[where], y[where], cross_entropy),
-        lambda where: logits(subject.plain, x[where]),
+    for run in (  # a number, since a GPU is still at work when a tensor comes back
+        lambda where: input_gradient(subject.plain, x[where], y[where], cross_entropy)[2].amax().item(),
+        lambda where: logits(subject.plain, x[where]).amax().item(),
     ):
         in_parts(run, first, room)
         begun = time.perf_counter()

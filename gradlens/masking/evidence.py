@@ -32,6 +32,8 @@ class Test(NamedTuple):
 STATE = "the output changes from call to call"
 RANDOM = "the output is random"
 NOTHING = "no gradient arrives"
+WRONG = "the backward pass is not the derivative"
+PINNED = "the output saturates"
 SATURATED = "the loss saturates"
 MISLED = "the loss misleads"
 SHATTERED = "the direction shatters"
@@ -52,7 +54,9 @@ TESTS = (
     Test("gradient missing", "missing", "have no gradient, zero or not finite, under cross-entropy and margin",
          GAIN, 0.5, True, NOTHING, f"{PINTOR}, I1", "replace the step that stops it in the backward pass (BPDA)"),
     Test("backward is not the slope", "wrong slope", "have a gradient that differences along it contradict",
-         0.1, 0.5, True, NOTHING, ATHALYE, "find the step whose backward is not its derivative (BPDA)"),
+         0.1, 0.5, True, WRONG, ATHALYE, "find the step whose backward is not its derivative (BPDA)"),
+    Test("a logit saturates", "pinned", "have a true or best wrong logit with a thousandth of the other's gradient",
+         0.5, 0.5, False, PINNED, "this package", "attack what comes before the last activation"),
     Test("underflow", "underflow", "have a cross-entropy gradient that float32 rounds to exactly 0",
          GAIN, 0.5, True, SATURATED, "Carlini & Wagner 2017", "a loss on logits (margin), or float64"),
     Test("saturation", "saturated", "have a cross-entropy gradient too small for float32, and a margin gradient",
@@ -61,7 +65,7 @@ TESTS = (
          LARGE, 1.0, True, SATURATED, "Yamamura et al. 2022", "float64, or a loss on logits"),
     Test("one step beats many", "one step", "one step of eps breaks and PGD does not",
          GAIN, LARGE, True, SHATTERED, ATHALYE, "random starts, smaller steps, averaged gradients"),
-    Test("averaged gradients gain", "averaged", "mean gradients of nearby points break, gradients at points do not",
+    Test("averaged gradients gain", "averaged", "mean gradients nearby break, those of the same loss at points do not",
          GAIN, LARGE, True, SHATTERED, f"{PINTOR}; {ATHALYE}", "average gradients over nearby points"),
     Test("random search gains", "random search", "random points of the ball break and gradients at points do not",
          GAIN, LARGE, True, SHATTERED, ATHALYE, "an attack without gradients; find what hides them"),

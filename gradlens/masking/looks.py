@@ -7,15 +7,16 @@ from ..ball import Ball, cosine, l2
 from ..draws import Draws
 from ..losses import cross_entropy, margin
 from ..model import input_gradient, logits
-from ..types import Images, Labels, PerSample
+from ..types import Images, Labels, Logits, PerSample
 from .subject import SAME, Scores, Subject
 
 Marks = dict[str, Tensor]  # 1 where the sample shows it, 0 where it does not, nan where that cannot be said
 
 FLOAT32 = 6e-8  # 1 - p below which float32 rounds p to 1, and cross-entropy's gradient loses the true logit
 NEAR = 0.1  # eps: where a gradient is compared with that at the image
-WIDTH = 8 / 255  # of the box in which predictions are to be stable (Pintor et al. 2022, I2)
+WIDTH = 8 / 255  # of the pixel box: how wide the box is in which predictions are to be stable (Pintor et al. 2022, I2)
 SCALES = (0.1, 10.0)
+FLAT = 1e-3  # of one logit's gradient: all that is left of the other's at the end of a sigmoid
 STRETCHES = (0.1, 0.5)  # of eps, over which a gradient that leads well may be right where it is wrong close by
 
 
@@ -32,6 +33,7 @@ def look(subject: Subject, x: Images, y: Labels, ball: Ball, streams: dict[str, 
         "saturated": (no_ce | (l2(ce) < FLOAT32 * l2(slope))) & ~no_slope,
         "underflow": no_ce & (~no_slope | ~_twin_misses(subject.twin, x, y, no_ce)),
         "drift": _drift(subject.scores, x, y),
+        "pinned": _is_pinned(subject.scores, x, y),
     }
     if subject.is_steady:
         marks["wrong slope"] = _is_wrong(subject.scores, subject.twin, x, y, ball, slope, answer.abs().amax(1))
@@ -40,6 +42,16 @@ def look(subject: Subject, x: Images, y: Labels, ball: Ball, streams: dict[str, 
         marks["turning"] = torch.where(turns.isnan(), torch.nan, (turns < 0.5).to(x.dtype))
         marks["unstable"] = _is_unstable(subject.scores, x, y, ball, streams["unstable"])
     return {name: mark.detach().cpu().float() for name, mark in marks.items()}
+
+
+def true_logit(answer: Logits, y: Labels) -> PerSample:
+    """The logit of the label."""
+    return answer.gather(1, y[:, None])[:, 0]
+
+
+def wrong_logit(answer: Logits, y: Labels) -> PerSample:
+    """The best of the others."""
+    return margin(answer, y) + true_logit(answer, y)
 
 
 def _is_missing(grad: Images) -> Tensor:
@@ -72,6 +84,20 @@ def _drift(model: nn.Module, x: Images, y: Labels) -> PerSample:
     return torch.where(ratio.isnan(), torch.nan, ((ratio < 0.1) | (ratio > 10)).to(x.dtype))
 
 
+def _is_pinned(model: nn.Module, x: Images, y: Labels) -> PerSample:
+    """Is the true logit flat, or the best wrong one, and the other not? nan where both are.
+
+    nan too where nothing is lost with it: the logarithm of a share near 1 is flat in every model, and of two classes
+    one may be the constant that the other is compared with.
+    """
+    answer, _, true = input_gradient(model, x, y, true_logit)
+    wrong = input_gradient(model, x, y, wrong_logit)[2]
+    a, b = l2(true), l2(wrong)
+    pinned = (torch.minimum(a, b) < FLAT * torch.maximum(a, b)).to(x.dtype)
+    is_harmless = (answer.logsumexp(1).abs() < 1e-4) | (answer.shape[1] == 2)
+    return torch.where(is_harmless | (_is_missing(true) & _is_missing(wrong)), torch.nan, pinned)
+
+
 @torch.no_grad()
 def _is_wrong(
     model: nn.Module, twin: nn.Module | None, x: Images, y: Labels, ball: Ball, slope: Images, size: PerSample
@@ -100,7 +126,7 @@ def _is_unstable(model: nn.Module, x: Images, y: Labels, ball: Ball, draws: Draw
     """I2 of Pintor et al. (2022), on the margin: of the cross-entropy, a sure model's rounding noise would be told."""
     here = margin(logits(model, x), y)
     total = torch.zeros_like(here)
-    reach = Ball(WIDTH / 2, "linf", ball.low, ball.high)
+    reach = Ball(WIDTH / 2 * (ball.high - ball.low), "linf", ball.low, ball.high)
     for _ in range(10):
         there = margin(logits(model, reach.sample(x, draws)), y)
         total += ((there - here).abs() / here.abs()).clamp(max=1).nan_to_num(1.0)

@@ -14,6 +14,7 @@ from .evidence import Evidence
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+WIDE = 0.1  # a gap that so few samples do not exclude is said beside "usable"
 Verdict = Literal["usable", "suspect", "masked"]
 ADVICE = {
     "usable": "PGD on the cross-entropy misses little of what these attacks find; what was not looked for may be there",
@@ -103,5 +104,7 @@ class Masking:
         skipped = [row.name for row in self.evidence if row.samples == 0]
         if skipped:
             lines.append(f"  not looked for: {', '.join(skipped)}")
+        if self.verdict == "usable" and high > WIDE:
+            lines.append(f"  so few samples do not exclude that PGD misses {high:.0%}: bring more")
         lines.append(f"{ADVICE[self.verdict]} ({self.budget}, {self.seconds:.0f} s)")
         return "\n".join(lines)

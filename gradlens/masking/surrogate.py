@@ -6,6 +6,7 @@ from torch import nn
 
 from ..ball import Ball
 from ..batches import Room, answers
+from ..draws import keys
 from ..model import logits
 from ..types import Images
 from .subject import seeded
@@ -16,8 +17,10 @@ STEPS, RATE, WIDTH, BATCH = 300, 2e-3, 256, 128
 def distilled(model: nn.Module, x: Images, ball: Ball, number: int) -> nn.Module:
     """A perceptron that gives `model`'s labels at points up to 2 eps around `x` (Papernot et al. 2017).
 
-    Labels alone: what the model does to its scores does not carry over.
+    Labels alone: what the model does to its scores does not carry over. The order of `x` does not matter.
     """
+    marks = keys(x)
+    x = x[sorted(range(len(x)), key=marks.__getitem__)]
     wide = Ball(2 * ball.eps, ball.norm, ball.low, ball.high)
     with seeded(number), torch.enable_grad():
         size, classes = x[0].numel(), logits(model, x[:1]).shape[1]

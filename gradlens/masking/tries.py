@@ -42,15 +42,18 @@ class Effort(NamedTuple):
 
     @property
     def gradients(self) -> int:
-        """Gradients a sample takes if nothing breaks it."""
-        naive = 3 * self.naive + 50 + 1
-        again = self.long + self.restarts * self.restart_steps + (self.naive + self.average_steps) * self.average
-        return naive + 3 * self.loss + again
+        """Gradients a sample takes if nothing breaks it; one in float64 counts twice."""
+        looks, whole, losses = 7, 50 + 1, 4
+        naive = 2 * (self.naive + 1) + 2 + whole  # at eps, at twice eps, in one step, in the whole box
+        precise = max(2 * (self.naive + 1), self.loss + 1)  # of a random model, the mean of passes in its place
+        longer = self.long + 1 + self.restarts * (self.restart_steps + 1)
+        averages = (self.naive + 1 + self.average_steps + 1) * self.average
+        return looks + naive + losses * (self.loss + 1) + precise + longer + averages
 
     @property
     def queries(self) -> int:
-        """Forward passes besides."""
-        return self.random + self.square + self.rays
+        """Forward passes besides: by queries, of averaged gradients at the point itself, and to judge."""
+        return self.random + self.square + self.rays + self.naive + self.average_steps + 60
 
 
 EFFORTS: dict[Budget, Effort] = {

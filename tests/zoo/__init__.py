@@ -20,9 +20,9 @@ from .networks import cnn, digits, fit, mlp, split
 BALL = Ball(0.1)  # Linf, pixels in [0, 1]
 
 NONE = "none"
-SATURATES, SHATTERS, RANDOM, CHANGES, ABSENT = (
-    "the loss saturates", "the direction shatters", "the output is random", "the output changes from call to call",
-    "no gradient arrives",
+SATURATES, PINNED, SHATTERS, RANDOM, CHANGES, ABSENT, WRONG = (
+    "the loss saturates", "the output saturates", "the direction shatters", "the output is random",
+    "the output changes from call to call", "no gradient arrives", "the backward pass is not the derivative",
 )  # fmt: skip
 
 UNSURE = ("weak cnn", "label smoothing cnn")  # honest, but cross-entropy climbs the wrong way where logits are small
@@ -104,6 +104,7 @@ def _masked(seed: int) -> Iterator[Case]:
     yield masked("distillation", student, defences.Scaled(student, 1e-2), SATURATES)
     # only where the model is sure does the softmax hide anything: logits times 3 cost PGD 2 points on seed 0
     yield masked("softmax", nn.Sequential(defences.Scaled(own(), 100), nn.Softmax(1)), network, SATURATES)
+    yield masked("sigmoid", nn.Sequential(defences.Scaled(own(), 5), nn.Sigmoid()), network, PINNED)
 
     # averaging the gradient over points nearby also works, and so does random search, but a substitute is faster
     winners = fit(mlp(256, lambda: defences.Winners(0.1)), seed)
@@ -119,7 +120,7 @@ def _masked(seed: int) -> Iterator[Case]:
     steep = own()
     steep[2] = nn.Sequential(defences.Stairs(), nn.ReLU())
     yield masked("stairs", steep, network, SHATTERS)
-    yield masked("garbled", defences.Garbled(own()), network, SHATTERS, ABSENT)
+    yield masked("garbled", defences.Garbled(own()), network, SHATTERS, WRONG)
     yield masked("blocked", defences.Blocked(own()), network, ABSENT)
     yield masked("detached", defences.Detached(own()), network, ABSENT)
 
