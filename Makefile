@@ -42,6 +42,7 @@ lint: $(READY)  ## Check format, style, types, import directions and that notebo
 
 lab: $(READY)  ## Open JupyterLab in notebooks/, with trained runs to look at
 	$(BIN)/python -m training sweep training/sweeps/digits.toml --out runs/digits
+	$(BIN)/python -m training sweep training/sweeps/digits-hybrid.toml --out runs/digits-hybrid
 	cd notebooks && $(abspath $(BIN))/python -m jupyter lab --ip 127.0.0.1
 
 clean:  ## Remove the environment, runs, figures and caches

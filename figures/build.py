@@ -121,7 +121,7 @@ def _pool(asked: Plan, jobs: int) -> Executor:
         return Cluster(asked.address, cpus=asked.cpus, memory=asked.memory, environment=around)
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    context.set_forkserver_preload(["papermill"])  # seconds of import, once and not for each worker
+    context.set_forkserver_preload(["papermill", "nbconvert"])  # seconds of import, once and not for each worker
     return ProcessPoolExecutor(jobs, context, prepare, (max(1, cores() // jobs), importable))
 
 

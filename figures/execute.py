@@ -20,6 +20,8 @@ from traitlets.config import Config
 from figures.own import environment
 from figures.pictures import shrink
 from figures.published import published
+from figures.reading import write_page
+from figures.stamp import title
 
 _sockets_of: set[str] = set()  # folders of the kernels that this worker runs
 ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
@@ -109,6 +111,7 @@ def execute(job: Job) -> Outcome:
             )
         for figure in published(job.partial):
             shrink(job.partial / figure.files[0])
+        write_page(executed, title(job.notebook))
     except papermill.PapermillExecutionError as error:
         return ended(f"{error.ename}: {error.evalue}".split("\n")[0], "\n".join(error.traceback))
     except CellTimeoutError as error:

@@ -125,7 +125,7 @@ def _notebook(book: sets.Notebook, asked: Plan) -> dict[str, Any]:
     if sealed:
         kept = ("seconds", "made_at", "commit", "dirty", "key")
         row |= {"sha256": sealed["notebook_sha256"], "parameters": sealed["inputs"]["parameters"]}
-        row |= {"executed": f"{name}/{name}.ipynb", **{key: sealed[key] for key in kept}}
+        row |= {"executed": f"{name}/{name}.ipynb", "page": f"{name}/{name}.html", **{key: sealed[key] for key in kept}}
     return row
 
 
@@ -148,6 +148,7 @@ def _figure(figure: Figure, notebook: str, sealed: Mapping[str, Any], asked: Pla
             "sha256": sealed["notebook_sha256"],
         },
         "executed": f"{notebook}/{notebook}.ipynb",
+        "page": f"{notebook}/{notebook}.html",
         "files": {f"{notebook}/{file}": sealed["files"].get(file) for file in figure.files},
         "data": figure.data and f"{notebook}/{figure.data}",
         "runs": [_run(run, sealed["inputs"]["parameters"], asked) for run in figure.runs],

@@ -7,6 +7,7 @@ comment, and would have us refuse a parameter that exists.
 import ast
 import io
 import json
+import re
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,9 +31,15 @@ class Parameter:
     default: Any  # the literal's value; None also where it is no literal
     comment: str
 
+    @property
+    def choices(self) -> list[str]:
+        """The words it may be, where its comment begins with "one of a, b, c": papermill reads no Literal."""
+        said = re.match(r"one of ([\w-]+(?:, [\w-]+)+)(?=[:;.]|$)", self.comment)
+        return said[1].split(", ") if said else []
+
 
 def check(path: Path, given: Mapping[str, Any], where: str) -> None:
-    """Refuse, with a ValueError, parameters that the notebook does not have or that are not of its types."""
+    """Refuse, with a ValueError, parameters that the notebook does not have, of another type or none of the choices."""
     known = read(path, where)
     for name, value in given.items():
         if name not in known:
@@ -42,6 +49,9 @@ def check(path: Path, given: Mapping[str, Any], where: str) -> None:
         if expected and not _accepts(ast.parse(expected, mode="eval").body, value):
             comment = f' ("{parameter.comment}")' if parameter.comment else ""
             raise ValueError(f"{where}: {name} is {value!r}, expected {expected}{comment}")
+        if parameter.choices and value not in parameter.choices:
+            near = nearest(str(value), parameter.choices)
+            raise ValueError(f'{where}: {name} is {value!r}, expected {parameter.comment}{near}')
 
 
 def read(path: Path, where: str) -> dict[str, Parameter]:

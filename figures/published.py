@@ -54,7 +54,9 @@ def _figure(png: Path) -> Figure:
         raise ValueError(f"figure {png.stem}: table is {said['table']!r}, expected columns and rows of as many texts")
     if png.stem == "stamp":
         raise ValueError("a figure is named 'stamp', and stamp.json is the build's own file; give it another name")
-    beside = sorted(p.name for p in png.parent.glob("*") if p.stem == png.stem and p != png and p.suffix != ".ipynb")
+    # a figure may have the name of its notebook, which is there as .ipynb and .html
+    others = (p for p in png.parent.glob("*") if p.stem == png.stem and p.suffix not in (".ipynb", ".html"))
+    beside = sorted(p.name for p in others if p != png)
     files = [png.name, *beside]
     if said["data"] is not None and said["data"] not in files:
         raise ValueError(f"figure {png.stem}: data is {said['data']!r}, expected one of the figure's files or null")

@@ -11,7 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-CODE = ("gradlens/**/*.py", "training/**/*.py", "figures/build.py", "figures/execute.py", "figures/pictures.py")
+CODE = (
+    "gradlens/**/*.py", "training/**/*.py", "figures/build.py", "figures/execute.py", "figures/pictures.py",
+    "figures/reading.py",
+)  # fmt: skip
 UNFINISHED = ".unfinished"  # the end of the name of a file that is being written
 FOLDERS = ("runs", "others")  # parameters that name folders of runs
 RUN = ("model.safetensors", "run.json", "history.jsonl")

@@ -159,9 +159,10 @@ def load_all(folder: str | Path, only: str = "") -> list[Run]:
     """
     runs = [load(record.parent) for record in find(folder).glob("*/run.json")]
     if not runs:
+        own, default = f"training/sweeps/{Path(folder).name}.toml", "training/sweeps/digits.toml"
         raise ValueError(
             f"runs {str(folder)!r} holds no finished run, expected a folder of runs; make one with: "
-            f"python -m training sweep training/sweeps/digits.toml --out {folder}"
+            f"python -m training sweep {own if find(own).is_file() else default} --out {folder}"
         )
     if wanted := {name.strip() for name in only.split("|")} - {""}:
         there = {run.arm for run in runs}

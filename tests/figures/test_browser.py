@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -10,9 +11,18 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SURFACE = {"type": "surface", "x": [0, 1, 2], "y": [0, 1], "z": [[0, 1, 4], [1, 2, 5]], "name": "</script><b>"}
+HOSTILE = "</script><script>document.title = 'broken'</script>"
+MENU = [
+    {"label": name, "method": "update", "args": [{"visible": [name == "SL", name != "SL"]}]} for name in ("SL", HOSTILE)
+]
 RELIEF = {
-    "data": [{"type": "surface", "x": [0, 1, 2], "y": [0, 1], "z": [[0, 1, 4], [1, 2, 5]], "name": "</script><b>"}],
-    "layout": {"title": {"text": "</script><script>document.title = 'broken'</script>"}},
+    "data": [SURFACE, {**SURFACE, "visible": False}],
+    "layout": {
+        "title": {"text": HOSTILE},
+        "scene": {"camera": {"eye": {"x": 1.0, "y": 1.0, "z": 1.0}}},
+        "updatemenus": [{"buttons": MENU}],
+    },
 }
 CAMERA = "document.querySelector('.relief')._fullLayout.scene._scene.getCamera().eye"
 
@@ -69,6 +79,21 @@ def test_a_relief_is_drawn_when_asked_for_and_turns(house: Any, page: Page) -> N
         page.wait_for_timeout(60)
     page.mouse.up()
     page.wait_for_function(f"JSON.stringify({CAMERA}) !== {json.dumps(json.dumps(before, separators=(',', ':')))}")
+
+    page.get_by_label("Model").select_option(index=1)  # by keyboard too, as every select
+    shown = "document.querySelector('.relief').data.map(one => one.visible)"
+    page.wait_for_function(f"JSON.stringify({shown}) === '[false,true]'")
+    # at rest: the hand's own turn runs out slowly
+    page.evaluate("Plotly.relayout(document.querySelector('.relief'), { 'scene.camera.eye': { x: 1, y: 1, z: 1 } })")
+    page.wait_for_function(f"Math.abs({CAMERA}.y - 1) + Math.abs({CAMERA}.z - 1) < 1e-6")
+    page.locator(".relief").focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"{CAMERA}.y > 1.1")
+    eye = page.evaluate(CAMERA)
+    assert eye["z"] == pytest.approx(1), "around, not up"
+    assert math.hypot(eye["x"], eye["y"]) == pytest.approx(math.sqrt(2))
+    page.keyboard.press("ArrowUp")
+    page.wait_for_function(f"{CAMERA}.z > 1.1")
     assert page.title() == "A tiny set"  # hostile text in the figure stayed text
     assert wrong == [(house.out / "index.html").as_uri()]
 

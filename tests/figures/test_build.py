@@ -82,6 +82,7 @@ def check_manifest(house) -> None:
         assert run["checkpoint_sha256"] == house.sha256(house.root / run["path"] / "model.safetensors")
         assert row["notebook"]["sha256"] == house.sha256(house.root / row["notebook"]["path"])
         assert (house.out / row["executed"]).exists()
+        assert f"<title>About {name}</title>" in (house.out / row["page"]).read_text()
         assert int(row["made"]["threads"]) == max(1, plan.cores() // min(2, plan.cores()))
     assert found["figures"][1]["parameters"] == {"runs": "runs/tiny", "samples": 3, "level": 1}
     assert (found["commit"], found["dirty"], found["seed"]) == (None, None, None)
@@ -103,6 +104,7 @@ def check_page(page: str) -> None:
     assert "url(" not in page
     assert 'href="two/two_figure.pdf"' in page
     assert 'href="two/two_figure.parquet"' in page
+    assert page.count('href="two/two.html"') == 2, "of the notebook and of its figure"
     assert "About one" in page
     assert 'class="failure"' not in page
 

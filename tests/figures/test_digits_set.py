@@ -34,6 +34,10 @@ def test_the_smoke_set_trains_draws_and_is_then_current(tmp_path: Path) -> None:
         assert picture.stat().st_size > 10_000
         assert picture.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
         assert len(pd.read_parquet(picture.with_suffix(".parquet"))) > 0
+    for name in ("input_landscape", "weight_landscape"):  # a relief that JupyterLab turns, without plotly.js in each
+        executed = (out / name / f"{name}.ipynb").read_text()
+        assert executed.count("application/vnd.plotly.v1+json") == 1
+        assert "plotly.js v" not in executed
     said = json.dumps(manifest)
     for run in runs.iterdir():
         assert json.loads((run / "run.json").read_text())["checkpoint_sha256"] in said

@@ -1,12 +1,16 @@
 """Sets and parameters are refused at the door, by name and before a kernel starts."""
 
 import json
+from typing import get_args
 
 import pytest
 
 from figures import __main__ as cli
 from figures import execute, parameters, plan, sets
 from figures.__main__ import ROOT
+from gradlens.masking.evaluate import Budget
+from gradlens.robustness.suites import SUITES
+from tests.figures.conftest import PARAMETERS
 
 
 def refused(house, capsys, *words: str) -> str:
@@ -161,6 +165,9 @@ def test_a_notebook_that_is_not_there_or_has_no_parameters_is_refused(house, cap
         ("p = None", 3, True),
         ("p = (  # over two lines\n  1.5)", "x", False),
         ("p: Schedule = x", 3, True),
+        ('p: str = "a"  # one of a, b-c: kinds', "b-c", True),
+        ('p: str = "a"  # one of a, b-c: kinds', "b", False),
+        ('p: str = "a"  # one of many words', "b", True),
     ],
 )  # fmt: skip
 def test_types(house, line: str, value: object, fits: bool):
@@ -170,6 +177,22 @@ def test_types(house, line: str, value: object, fits: bool):
     else:
         with pytest.raises(ValueError, match=r"p is .* expected"):
             parameters.check(path, {"p": value}, "typed")
+
+
+def test_a_word_that_is_no_choice_is_refused_with_the_nearest(house, capsys):
+    house.notebook("two", parameters=f'{PARAMETERS}suite: str = "quick"  # one of quick, full: attacks that run\n')
+    house.edit_set("level = 1", 'suite = "quik"')
+    said = refused(house, capsys, "tiny")
+    assert "suite is 'quik', expected one of quick, full: attacks that run; did you mean 'quick'?" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "known"),
+    [("robustness", "suite", SUITES), ("claims", "suite", SUITES), ("masking", "budget", get_args(Budget))],
+)
+def test_a_notebook_offers_the_choices_of_the_library(name, parameter, known):
+    read = parameters.read(ROOT / "notebooks" / f"{name}.ipynb", name)
+    assert read[parameter].choices == list(known)
 
 
 def test_list_shows_what_is_built(house, capsys):

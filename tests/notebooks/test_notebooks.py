@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -41,6 +42,14 @@ def test_the_leading_parameters_are_literals_with_a_type_and_a_comment(path: Pat
         kind = {"str": str, "int": int, "float": float, "bool": bool}[statement.annotation.id]
         assert isinstance(ast.literal_eval(statement.value), kind)
         assert len(line.partition("  # ")[2]) > 10, line
+
+
+def test_make_lab_trains_the_runs_that_notebooks_read_as_they_are() -> None:
+    said = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    trained = set(re.findall(r"training sweep \S+ --out (\S+)", said))
+    parameters = [statement for path in NOTEBOOKS for statement in trees(path)[0].body]
+    read = {ast.literal_eval(one.value) for one in parameters if one.target.id in ("runs", "others")} - {""}
+    assert read == trained
 
 
 def test_nothing_that_was_run_is_committed(path: Path) -> None:

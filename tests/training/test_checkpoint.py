@@ -59,6 +59,10 @@ def test_a_folder_without_runs_is_named_with_the_command_that_makes_some(tmp_pat
         ValueError, match=rf"runs '{tmp_path}' holds no finished run.*training sweep .*--out {tmp_path}"
     ):
         load_all(tmp_path)
+    hybrid = tmp_path / "digits-hybrid"
+    hybrid.mkdir()
+    with pytest.raises(ValueError, match=rf"sweep training/sweeps/digits-hybrid.toml --out {hybrid}"):
+        load_all(hybrid)
 
 
 def test_weights_are_read_back_to_the_bit_and_in_evaluation_mode(run, tiny):
