@@ -51,7 +51,7 @@ def check(path: Path, given: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {name} is {value!r}, expected {expected}{comment}")
         if parameter.choices and value not in parameter.choices:
             near = nearest(str(value), parameter.choices)
-            raise ValueError(f'{where}: {name} is {value!r}, expected {parameter.comment}{near}')
+            raise ValueError(f"{where}: {name} is {value!r}, expected {parameter.comment}{near}")
 
 
 def read(path: Path, where: str) -> dict[str, Parameter]:
