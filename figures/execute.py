@@ -1,5 +1,6 @@
 """One notebook, executed by papermill in a kernel of its own. Runs in a worker process."""
 
+import json
 import logging
 import multiprocessing
 import os
@@ -111,6 +112,7 @@ def execute(job: Job) -> Outcome:
             )
         for figure in published(job.partial):
             shrink(job.partial / figure.files[0])
+        _leave_out_places(executed, job)
         write_page(executed, title(job.notebook))
     except papermill.PapermillExecutionError as error:
         return ended(f"{error.ename}: {error.evalue}".split("\n")[0], "\n".join(error.traceback))
@@ -119,6 +121,15 @@ def execute(job: Job) -> Outcome:
     except Exception as error:  # a kernel that died or did not start, a figure that is not as agreed
         return ended(f"{type(error).__name__}: {error}".split("\n")[0], str(error))
     return Outcome(job.name, time.perf_counter() - start)
+
+
+def _leave_out_places(executed: Path, job: Job) -> None:
+    """Others read an executed notebook: where this machine keeps the set and the checkout is not their matter."""
+    text = executed.read_text(encoding="utf-8")
+    place = job.out.relative_to(job.root) if job.out.is_relative_to(job.root) else Path(job.out.name)
+    for there, said in ((job.partial, (place / job.name).as_posix()), (job.root, ".")):
+        text = text.replace(json.dumps(str(there))[1:-1], said)
+    executed.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -101,11 +101,22 @@ def kills(name: str, moments: int, seed: int) -> tuple[int, int, list[str]]:
     """In a process of its own, which forks; without the type checks that tests add."""
     words = [sys.executable, "-m", "tests.bench.kills", name, "--moments", str(moments), "--seed", str(seed)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    lost = moments
+    tried = lost = moments
     for line in done.stdout.splitlines():
         if line.startswith(name):
-            lost = int(line.split()[-2])
-    return moments, lost, done.stderr.splitlines()[-20:] if lost else []
+            tried, _, lost = map(int, line.split()[-4:-1])
+    return tried, lost, done.stderr.splitlines()[-20:] if lost else []
+
+
+def growth(
+    names: tuple[str, ...] = ("entropy", "pgd by steps", "weight plane by points"),
+) -> tuple[int, int, list[str]]:
+    """Measurements of four sizes each, those of them whose working memory grew with the size."""
+    words = [sys.executable, "-m", "tests.bench.scaling", *names]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    rows = done.stdout.splitlines()[1:]
+    grown = [row for row in rows if row.endswith("memory grows")]
+    return len(names), len(grown) + len(names) - len(rows), grown + done.stderr.splitlines()[-20:]
 
 
 def nonsense(examples: int, seed: int) -> tuple[int, int, list[str]]:
@@ -128,6 +139,7 @@ def main(words: list[str] | None = None) -> int:
         name: lambda files=files, word=word: tests(files, word) for name, (files, word) in FAMILIES.items()
     }
     rows["nonsense"] = lambda: nonsense(given.examples, given.seed)
+    rows["growing memory"] = growth
     rows |= {f"kill -9 in {name}": lambda name=name: kills(name, given.moments, given.seed) for name in WORKS}
     print(f"{'fault':<24} {'tried':>6} {'survived':>9} {'lost':>5} {'seconds':>8}")
     total, begun = 0, time.monotonic()

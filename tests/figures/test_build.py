@@ -83,6 +83,9 @@ def check_manifest(house) -> None:
         assert row["notebook"]["sha256"] == house.sha256(house.root / row["notebook"]["path"])
         assert (house.out / row["executed"]).exists()
         assert f"<title>About {name}</title>" in (house.out / row["page"]).read_text()
+        for kept in (row["executed"], row["page"]):
+            assert str(house.root) not in (house.out / kept).read_text()
+            assert f"figures/out/tiny/{name}" in (house.out / kept).read_text()
         assert int(row["made"]["threads"]) == max(1, plan.cores() // min(2, plan.cores()))
     assert found["figures"][1]["parameters"] == {"runs": "runs/tiny", "samples": 3, "level": 1}
     assert (found["commit"], found["dirty"], found["seed"]) == (None, None, None)
