@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def build(out: Path, runs: Path, name: str = "digits") -> subprocess.CompletedProcess[str]:
-    words = ["build", name, "--profile", "smoke", "--out", str(out), "--runs", str(runs)]
+def build(out: Path, runs: Path, name: str = "digits", *more: str) -> subprocess.CompletedProcess[str]:
+    words = ["build", name, "--profile", "smoke", "--out", str(out), "--runs", str(runs), *more]
     command = [sys.executable, "-m", "figures", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -52,6 +52,13 @@ def test_the_smoke_set_trains_draws_and_is_then_current(tmp_path: Path) -> None:
     again = build(out, runs)
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/stamp.json")} == stamps
+
+    tables = {path: path.read_bytes() for path in (out / "dynamics").glob("*.parquet")}
+    anew = build(out, runs, "digits", "--only", "dynamics", "--force")
+    assert anew.returncode == 0, anew.stderr
+    assert tables
+    assert {path: path.read_bytes() for path in tables} == tables, "the same figures' data, to the byte"
+    assert (out / "dynamics" / "stamp.json").stat().st_mtime_ns > stamps[out / "dynamics" / "stamp.json"]
 
     done = build(tmp_path / "claims", runs, "digits-claims")
     assert done.returncode == 0, done.stdout + done.stderr
