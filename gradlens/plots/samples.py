@@ -18,7 +18,7 @@ def entropy(result: Entropy, ax: Axes, *, name: str = "") -> Axes:
     for values, dashes, note in ((result.clean, "-", "clean"), (result.adversarial, "--", "attacked")):
         if not values.isnan().all():
             sns.ecdfplot(x=values.cpu().numpy(), ax=ax, color=colour(name), ls=dashes, label=f"{name} {note}".strip())
-    ax.set(xlabel=LABELS["entropy"], ylabel="share of samples", xlim=(0, None))
+    ax.set(xlabel=LABELS["entropy"], ylabel="share of samples")
     return ax
 
 
