@@ -36,6 +36,11 @@ from .scale import (
 )
 from .weights import weight_surface
 
+# Petroff's ten, told apart by the colour-blind; older matplotlib does not know them by name
+PETROFF = (
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+)  # fmt: skip
+
 
 def surface(
     result: Plane,
@@ -150,7 +155,7 @@ def class_legend(fig: Figure | SubFigure, predicted: Sequence[Tensor], *, classe
 
 def _class_colours(classes: int) -> list[Any]:
     if classes <= 10:
-        return list(sns.color_palette("tab10", classes))
+        return list(PETROFF[:classes])
     hues = sns.color_palette("husl", classes)
     # classes that follow each other are often alike; the golden section sets their colours apart
     order = np.argsort(np.arange(classes) * 0.618034 % 1)
