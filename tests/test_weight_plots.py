@@ -116,6 +116,9 @@ def test_a_line_and_the_models_on_it(images, ax):
     assert np.isnan(line.get_ydata()[-1])
     np.testing.assert_array_equal(dots.get_xydata(), [[0, result.path_values[0, 0]], [1, result.path_values[0, 1]]])
     assert ax.get_xlabel().startswith("from model 1 to model 2")
+    assert line.get_linestyle() == "-"
+    plots.weight_line(result, ax, name="RL", dashes=":")
+    assert [one.get_linestyle() for one in ax.lines[2:]] == [":", "None"]
 
 
 def test_a_line_marks_measured_points(cnn, images, ax):

@@ -13,13 +13,14 @@ from .look import LABELS, colour
 from .scale import axis_names, cells, isolines, label_lines
 
 
-def weight_line(result: WeightSurface, ax: Axes, *, metric: str = "loss", name: str = "") -> Axes:
+def weight_line(result: WeightSurface, ax: Axes, *, metric: str = "loss", name: str = "", dashes: str = "-") -> Axes:
     """A line through weight space; gaps where the model diverged, dots at the models that the line passes.
 
-    Of a plane, the line through the model along its first direction.
+    Of a plane, the line through the model along its first direction. `dashes` is the line's style, for lines that run
+    on each other.
     """
     at, values = result.alpha.cpu().numpy(), _column(result, metric)
-    ax.plot(at, values, color=colour(name), label=name or None)
+    ax.plot(at, values, color=colour(name), ls=dashes, label=name or None)
     if not result.measured.all():
         shown = result.measured[:, result.centre[1]].cpu().numpy()
         ax.plot(at[shown], values[shown], ls="none", marker=".", ms=3, color=colour(name))
