@@ -184,7 +184,7 @@ def _contours(
         isolines(ax, across, up, grid.T, np.array([0.0]), colors="black", linewidths=1.2)  # the decision boundary
     lines = isolines(ax, across, up, grid.T, steps, colors="white", linewidths=0.5, alpha=0.7)
     if labels:
-        label_lines(ax, lines)
+        label_lines(ax, lines, steps)
     _frame_of_plane(result, ax, sample, np.isnan(grid))
     return filled
 

@@ -53,7 +53,7 @@ def weight_surface(
     filled = ax.contourf(across, up, grid, levels, cmap=options.pop("cmap", "viridis"), **options)
     lines = isolines(ax, across, up, grid, np.asarray(filled.levels), colors="white", linewidths=0.5)
     if labels:
-        label_lines(ax, lines)
+        label_lines(ax, lines, np.asarray(filled.levels))
     if not result.measured.all():
         r, c = (index.cpu().numpy() for index in result.measured.nonzero().T)
         ax.plot(across[r], up[c], ls="none", marker=".", ms=2, color="black", alpha=0.6, label="measured")
