@@ -89,7 +89,9 @@ def surfaces(
     flat = panels(axes, list(results))
     ends = ends or limits(results.values(), quantity=quantity, sample=sample, over=over)
     steps = levels_of(ends, levels)
-    beyond = beyond_of(results.values(), steps, quantity, sample, over)
+    is_relief = flat[0].name == "3d"
+    # reliefs are cut at the ends themselves, contours at the round numbers around them
+    beyond = beyond_of(results.values(), np.array(ends) if is_relief else steps, quantity, sample, over)
     for ax, result in zip(flat, results.values(), strict=True):
         if ax.name == "3d":
             surface3d(result, ax, quantity=quantity, sample=sample, over=over, ends=ends, cmap=cmap).set(zlabel="")
@@ -97,8 +99,8 @@ def surfaces(
         else:
             shades = _contours(result, ax, steps, beyond, quantity, sample, over, cmap, labels)
     outer_labels([ax for ax in flat if ax.name != "3d"])
-    shrink = 0.6 if flat[0].name == "3d" else 1.0
-    flat[0].figure.colorbar(shades, ax=flat, label=label_of(quantity, sample, over), shrink=shrink)
+    look = {"shrink": 0.6, "extend": beyond} if is_relief else {}  # contours know their own extent
+    flat[0].figure.colorbar(shades, ax=flat, label=label_of(quantity, sample, over), **look)
     return flat
 
 
