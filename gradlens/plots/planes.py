@@ -11,13 +11,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from ..landscape import Surface, WeightSurface
 from .look import outer_labels, panels
 from .relief import surface3d
 from .scale import (
+    HALO,
     Limits,
     Over,
     Plane,
@@ -203,20 +203,19 @@ def _frame_of_plane(result: Surface, ax: Axes, sample: int | None, undefined: np
         isolines(ax, across, up, share.T, np.array([0.5]), colors="0.2", linewidths=1.0, linestyles="--")
     across_name, up_name = axis_names(result)
     ax.set(xlabel=across_name, ylabel=up_name, aspect="equal")
-    ax.plot(0, 0, marker="+", color="black", ms=8)
+    ax.plot(0, 0, marker="+", color="black", ms=8, path_effects=HALO)
     if result.has_ends:
         _mark_ends(result, ax, sample)
     else:
-        ax.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="black", lw=1, ls=":")
+        ax.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="black", lw=1, ls=":", path_effects=HALO)
 
 
 def _mark_ends(result: Surface, ax: Axes, sample: int | None) -> None:
-    halo = [withStroke(linewidth=2, foreground="white")]
     for name, at, offset in (("x", (0, 0), (-9, -9)), ("a", (1, 0), (6, -10)), ("b", (0, 1), (-10, 6))):
         ax.plot(*at, marker="o" if name != "x" else "", ms=5, mfc="white", mec="black")
         ax.plot([0, at[0]], [0, at[1]], color="black", lw=1, ls=":")
         ax.annotate(
-            name, at, xytext=offset, textcoords="offset points", ha="center", va="center", path_effects=halo,
+            name, at, xytext=offset, textcoords="offset points", ha="center", va="center", path_effects=HALO,
             annotation_clip=True,
         )  # fmt: skip
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "boxstyle": "round,pad=0.2"}

@@ -18,6 +18,7 @@ from .look import LABELS
 Over = Literal["mean", "median", "spread"]
 Limits = tuple[float, float]
 Plane = Surface | WeightSurface
+HALO = [withStroke(linewidth=2.5, foreground="white")]  # of what is black, to be seen on the darkest colours too
 QUANTITIES = ("loss", "margin", "entropy", "error")  # of a plane through an image
 
 

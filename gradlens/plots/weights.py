@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 
 from ..landscape import WeightSurface
 from .look import LABELS, colour
-from .scale import axis_names, cells, isolines, label_lines
+from .scale import HALO, axis_names, cells, isolines, label_lines
 
 
 def weight_line(result: WeightSurface, ax: Axes, *, metric: str = "loss", name: str = "", dashes: str = "-") -> Axes:
@@ -57,7 +57,7 @@ def weight_surface(
     if not result.measured.all():
         r, c = (index.cpu().numpy() for index in result.measured.nonzero().T)
         ax.plot(across[r], up[c], ls="none", marker=".", ms=2, color="black", alpha=0.6, label="measured")
-    ax.plot(0, 0, marker="+", color="black", ms=8)
+    ax.plot(0, 0, marker="+", color="black", ms=8, path_effects=HALO)
     if path and len(result.path):
         halo = [withStroke(linewidth=2.5, foreground="black")]  # seen on dark valleys and on bright walls
         places = result.path.T.cpu().numpy()
