@@ -99,7 +99,7 @@ def surfaces(
         else:
             shades = _contours(result, ax, steps, beyond, quantity, sample, over, cmap, labels)
     outer_labels([ax for ax in flat if ax.name != "3d"])
-    look = {"shrink": 0.6, "extend": beyond} if is_relief else {}  # contours know their own extent
+    look: dict[str, Any] = {"shrink": 0.6, "extend": beyond} if is_relief else {}  # contours know their own extent
     flat[0].figure.colorbar(shades, ax=flat, label=label_of(quantity, sample, over), **look)
     return flat
 

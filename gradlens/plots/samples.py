@@ -31,7 +31,12 @@ def reliability(result: Entropy, ax: Axes, *, name: str = "") -> Axes:
     ax.plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
     ax.vlines(bins["confidence"], ends[:, 0], ends[:, 1], color=colour(name), lw=1, alpha=0.6)
     size = 8 + 200 * bins["samples"] / bins["samples"].sum()
-    look = {"color": colour(name), "label": name or None, "clip_on": False, "zorder": 3}  # above the axis
+    look: dict[str, Any] = {
+        "color": colour(name),
+        "label": name or None,
+        "clip_on": False,
+        "zorder": 3,
+    }  # above the axis
     ax.scatter(bins["confidence"], bins["accuracy"], s=size, **look)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     return ax

@@ -146,7 +146,7 @@ def label_lines(ax: Axes, lines: Any, levels: np.ndarray) -> None:
         texts = ax.clabel(lines, chosen, fontsize=6.5, colors="black", fmt="%g", inline=False)
         for text in texts:
             text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
-        ax.add_artist(_Sieve(texts))
+        ax.add_artist(_Sieve(ax, texts))
 
 
 class _Sieve(Artist):
@@ -154,14 +154,14 @@ class _Sieve(Artist):
 
     zorder = 0  # before the labels are drawn
 
-    def __init__(self, texts: Sequence[Text]) -> None:
+    def __init__(self, ax: Axes, texts: Sequence[Text]) -> None:
         super().__init__()
-        self.texts = list(texts)
+        self.ax, self.texts = ax, list(texts)
         self.set_in_layout(False)
 
     def draw(self, renderer: Any) -> None:
         """Draws nothing itself."""
-        frame, taken = self.texts[0].axes.bbox, [self._cross(renderer)]
+        frame, taken = self.ax.bbox, [self._cross(renderer)]
         for text in self.texts:
             text.set_visible(True)  # a hidden one has no place
             box = text.get_window_extent(renderer)
@@ -170,6 +170,6 @@ class _Sieve(Artist):
             taken += [box] if text.get_visible() else []
 
     def _cross(self, renderer: Any) -> Bbox:
-        x, y = self.texts[0].axes.transData.transform((0, 0))
+        x, y = self.ax.transData.transform((0, 0))
         arm = renderer.points_to_pixels(4)
         return Bbox.from_extents(x - arm, y - arm, x + arm, y + arm)
