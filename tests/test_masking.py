@@ -497,6 +497,12 @@ def test_pictures_show_the_rows_and_the_gap(x, y):
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ROWS
     assert [label.get_text() for label in axes[0].get_xticklabels()] == ["SL\nusable", "sure\nmasked"]
     assert shown[1, ROWS.index("underflow")] == f"{results['sure'].row('underflow').value:.0%}"
+    few = [
+        dataclasses.replace(row, value=1.0, samples=1) if row.name == "underflow" else row
+        for row in results["SL"].evidence
+    ]
+    plots.evidence({"SL": dataclasses.replace(results["SL"], evidence=tuple(few))}, fig.add_subplot())
+    assert "1 of 1" in {text.get_text() for text in fig.axes[2].texts} - set(shown.values())
     framed = [p for p in axes[0].patches if not p.get_fill()]
     assert len(framed) == sum(len(result.fired) for result in results.values())
     plots.gaps(results, axes[1])

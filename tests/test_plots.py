@@ -129,6 +129,16 @@ def test_entropies_are_drawn_as_shares_of_samples(attacked, ax):
     assert ax.get_legend_handles_labels()[1] == ["SL clean", "SL attacked"]
 
 
+def test_all_entropies_are_seen_on_panels_that_share_an_axis(attacked, ax):
+    fig, axes = plt.subplots(1, 2, sharex=True)
+    far = dataclasses.replace(attacked, adversarial=attacked.adversarial + 2)
+    for one, result in zip(axes, (attacked, far), strict=True):  # the second reaches further than the first
+        plots.entropy(result, one)
+    assert axes[0].get_xlim() == axes[1].get_xlim()
+    assert axes[0].get_xlim()[1] > far.adversarial.max()
+    plt.close(fig)
+
+
 def test_reliability_dots_stand_at_confidence_and_accuracy(attacked, ax):
     assert plots.reliability(attacked, ax) is ax
     bins = attacked.reliability().query("samples > 0")

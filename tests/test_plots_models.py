@@ -259,6 +259,13 @@ def test_reliefs_side_by_side_share_their_height_and_one_bar(planes, reliefs):
     assert len(reliefs[0].figure.axes) == 3
 
 
+@pytest.mark.parametrize(("cut", "extend"), [(0.0, "neither"), (0.5, "max")])
+def test_the_bar_of_reliefs_says_whether_heights_are_cut(cut, extend, planes, reliefs):
+    low, high = plots.limits(planes.values())
+    plots.surfaces(planes, reliefs, ends=(low, high - cut * (high - low)))
+    assert reliefs[0].figure.axes[2]._colorbar.extend == extend
+
+
 def test_a_relief_on_flat_axes_is_refused(planes, axes):
     with pytest.raises(ValueError, match="ax has the projection 'rectilinear', expected '3d'"):
         plots.surface3d(planes["SL"], axes[0])

@@ -61,6 +61,25 @@ def test_labels_can_be_left_out_and_a_plane_of_unequal_reach_is_no_square(plane,
     plt.close(fig)
 
 
+def test_labels_are_those_of_shared_levels_and_none_lies_on_another_or_is_cut_off(plane, ax):
+    steep = dataclasses.replace(plane, values=5 * plane.values)
+    half = dataclasses.replace(plane, values=plane.values.clamp(max=1.5))  # crosses no level above 1
+    fig, both = plt.subplots(1, 2, figsize=(5, 2.5))
+    plots.surfaces({"SL": steep, "RL": half}, both, levels=np.arange(-50.0, 51.0, 1.0), ends=(-50.0, 50.0), labels=True)
+    plots.weight_surface(plane, ax, levels=[-6, -3, 0, 3, 6])
+    for one in (*both, ax):
+        one.figure.canvas.draw()
+        shown = [text for text in one.texts if text.get_visible()]
+        boxes = [text.get_window_extent() for text in shown]
+        assert shown and all(float(text.get_text()) % 2 == 0 for text in shown)
+        assert not any(box.count_overlaps(boxes[:i]) for i, box in enumerate(boxes))
+        corners = np.concatenate([box.corners() for box in boxes])
+        assert one.bbox.x0 <= corners[:, 0].min() and corners[:, 0].max() <= one.bbox.x1
+        assert one.bbox.y0 <= corners[:, 1].min() and corners[:, 1].max() <= one.bbox.y1
+        assert not any(box.contains(*one.transData.transform((0, 0))) for box in boxes)
+    plt.close(fig)
+
+
 @pytest.mark.parametrize("values", [torch.nan, 3.0], ids=["diverged throughout", "beyond the scale"])
 def test_a_plane_without_a_line_is_drawn_without_complaint(values, plane, ax):
     nothing = dataclasses.replace(plane, values=torch.full_like(plane.values, values))
@@ -116,6 +135,9 @@ def test_a_line_and_the_models_on_it(images, ax):
     assert np.isnan(line.get_ydata()[-1])
     np.testing.assert_array_equal(dots.get_xydata(), [[0, result.path_values[0, 0]], [1, result.path_values[0, 1]]])
     assert ax.get_xlabel().startswith("from model 1 to model 2")
+    assert line.get_linestyle() == "-"
+    plots.weight_line(result, ax, name="RL", dashes=":")
+    assert [one.get_linestyle() for one in ax.lines[2:]] == [":", "None"]
 
 
 def test_a_line_marks_measured_points(cnn, images, ax):

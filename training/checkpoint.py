@@ -155,7 +155,8 @@ def load_all(folder: str | Path, only: str = "") -> list[Run]:
     """The finished runs in a folder, by arm (SL, RL, SL-adv, RL-adv, then the others, each kind before what is called
     otherwise) and seed; with `only`, those of the arms that it names, with | between them, as in "SL | RL".
 
-    Raises ValueError naming the folder where there is none, and how to make some, and for an arm that is not there.
+    Raises ValueError naming the folder where there is none, and how to make some, and for an arm that is not there; and
+    for two runs of one arm, architecture and seed, as a changed sweep leaves them, which tables cannot tell apart.
     """
     runs = [load(record.parent) for record in find(folder).glob("*/run.json")]
     if not runs:
@@ -169,6 +170,14 @@ def load_all(folder: str | Path, only: str = "") -> list[Run]:
         if unknown := sorted(wanted - there):
             raise ValueError(f"only names {', '.join(map(repr, unknown))}, expected arms of {sorted(there)}")
         runs = [run for run in runs if run.arm in wanted]
+    seen: dict[tuple[Any, ...], Run] = {}
+    for run in sorted(runs, key=lambda run: run.name):
+        twin = seen.setdefault((run.arm, run.config.model, run.config.seed), run)
+        if twin is not run:
+            raise ValueError(
+                f"runs {twin.name!r} and {run.name!r} in {str(folder)!r} are both {run.arm} with seed "
+                f"{run.config.seed}, expected one; move away what is left of a changed sweep"
+            )
 
     def order(run: Run) -> tuple[Any, ...]:
         phases = schedule.parse(run.config.schedule)

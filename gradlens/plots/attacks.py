@@ -53,7 +53,7 @@ def attacks(
         ax.axhline(line, color="0.9", lw=0.6, zorder=0)
     ax.set(
         yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5), xlim=(-0.02, 1.02),
-        xlabel="accuracy (each attack alone)" if alone else "accuracy (after each attack and those above it)",
+        xlabel="accuracy" if alone else "accuracy (after each attack and those above it)",
     )  # fmt: skip
     return ax
 

@@ -10,12 +10,15 @@ from ..intervals import wilson
 from ..masking import Masking
 from .look import colour
 
+FEW = 4  # a row that could be said of fewer than one in so many samples is counted, not given as a share
+
 
 def evidence(results: Mapping[str, Masking], ax: Axes) -> Axes:
     """One row a piece of evidence, one column a model: the share of samples in which it shows, darker for more.
 
     Framed where it fires, with a thick frame where it is reason to call gradients masked; hatched where it was not
-    looked for. Verdicts stand above the columns. Raises ValueError for no result.
+    looked for; counted, as in 1 of 1, where it could be said of far fewer samples than other rows. Verdicts stand above
+    the columns. Raises ValueError for no result.
     """
     if not results:
         raise ValueError("results are empty, expected at least one Masking")
@@ -24,12 +27,15 @@ def evidence(results: Mapping[str, Masking], ax: Axes) -> Axes:
     values = np.array([[row.value for row in result.evidence] for result in results.values()]).T
     ax.imshow(np.nan_to_num(values), cmap="Purples", vmin=0, vmax=1.6, aspect="auto")
     for column, result in enumerate(results.values()):
+        most = max(row.samples for row in result.evidence)
         for line, row in enumerate(result.evidence):
             corner = (column - 0.5, line - 0.5)
             if row.samples == 0:
                 ax.add_patch(Rectangle(corner, 1, 1, facecolor="0.95", edgecolor="0.75", hatch="////", lw=0))
                 continue
-            ax.text(column, line, f"{row.value:.0%}", ha="center", va="center", fontsize="small",
+            counted = f"{round(row.value * row.samples)} of {row.samples}"
+            words = counted if FEW * row.samples < most else f"{row.value:.0%}"
+            ax.text(column, line, words, ha="center", va="center", fontsize="small",
                     color="black" if row.fired or row.value > 0.5 else "0.45")  # fmt: skip
             if row.fired:
                 inner = (corner[0] + 0.04, corner[1] + 0.06)
@@ -51,7 +57,7 @@ def evidence(results: Mapping[str, Masking], ax: Axes) -> Axes:
 
 
 def gaps(results: Mapping[str, Masking], ax: Axes) -> Axes:
-    """Accuracy under plain PGD (hollow) and under the best of all attacks (full), with 95% Wilson intervals.
+    """Accuracy under plain PGD (hollow) and in the worst case over all attacks (full), with 95% Wilson intervals.
 
     The line between the two is what plain PGD misses. Raises ValueError for no result.
     """
@@ -67,6 +73,6 @@ def gaps(results: Mapping[str, Masking], ax: Axes) -> Axes:
     ax.set(
         yticks=range(len(results)), yticklabels=[f"{name} ({result.verdict})" for name, result in results.items()],
         ylim=(len(results) - 0.5, -0.5), xlim=(-0.02, 1.02),
-        xlabel="accuracy: plain PGD (hollow), best attack (full)",
+        xlabel="accuracy: plain PGD (hollow), all attacks (full)",
     )  # fmt: skip
     return ax

@@ -11,13 +11,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from ..landscape import Surface, WeightSurface
 from .look import outer_labels, panels
 from .relief import surface3d
 from .scale import (
+    HALO,
     Limits,
     Over,
     Plane,
@@ -35,6 +35,11 @@ from .scale import (
     refuse_line,
 )
 from .weights import weight_surface
+
+# Petroff's ten, told apart by the colour-blind; older matplotlib does not know them by name
+PETROFF = (
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+)  # fmt: skip
 
 
 def surface(
@@ -84,7 +89,9 @@ def surfaces(
     flat = panels(axes, list(results))
     ends = ends or limits(results.values(), quantity=quantity, sample=sample, over=over)
     steps = levels_of(ends, levels)
-    beyond = beyond_of(results.values(), steps, quantity, sample, over)
+    is_relief = flat[0].name == "3d"
+    # reliefs are cut at the ends themselves, contours at the round numbers around them
+    beyond = beyond_of(results.values(), np.array(ends) if is_relief else steps, quantity, sample, over)
     for ax, result in zip(flat, results.values(), strict=True):
         if ax.name == "3d":
             surface3d(result, ax, quantity=quantity, sample=sample, over=over, ends=ends, cmap=cmap).set(zlabel="")
@@ -92,8 +99,8 @@ def surfaces(
         else:
             shades = _contours(result, ax, steps, beyond, quantity, sample, over, cmap, labels)
     outer_labels([ax for ax in flat if ax.name != "3d"])
-    shrink = 0.6 if flat[0].name == "3d" else 1.0
-    flat[0].figure.colorbar(shades, ax=flat, label=label_of(quantity, sample, over), shrink=shrink)
+    look: dict[str, Any] = {"shrink": 0.6, "extend": beyond} if is_relief else {}  # contours know their own extent
+    flat[0].figure.colorbar(shades, ax=flat, label=label_of(quantity, sample, over), **look)
     return flat
 
 
@@ -150,7 +157,7 @@ def class_legend(fig: Figure | SubFigure, predicted: Sequence[Tensor], *, classe
 
 def _class_colours(classes: int) -> list[Any]:
     if classes <= 10:
-        return list(sns.color_palette("tab10", classes))
+        return list(PETROFF[:classes])
     hues = sns.color_palette("husl", classes)
     # classes that follow each other are often alike; the golden section sets their colours apart
     order = np.argsort(np.arange(classes) * 0.618034 % 1)
@@ -179,7 +186,7 @@ def _contours(
         isolines(ax, across, up, grid.T, np.array([0.0]), colors="black", linewidths=1.2)  # the decision boundary
     lines = isolines(ax, across, up, grid.T, steps, colors="white", linewidths=0.5, alpha=0.7)
     if labels:
-        label_lines(ax, lines)
+        label_lines(ax, lines, steps)
     _frame_of_plane(result, ax, sample, np.isnan(grid))
     return filled
 
@@ -196,20 +203,19 @@ def _frame_of_plane(result: Surface, ax: Axes, sample: int | None, undefined: np
         isolines(ax, across, up, share.T, np.array([0.5]), colors="0.2", linewidths=1.0, linestyles="--")
     across_name, up_name = axis_names(result)
     ax.set(xlabel=across_name, ylabel=up_name, aspect="equal")
-    ax.plot(0, 0, marker="+", color="black", ms=8)
+    ax.plot(0, 0, marker="+", color="black", ms=8, path_effects=HALO)
     if result.has_ends:
         _mark_ends(result, ax, sample)
     else:
-        ax.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="black", lw=1, ls=":")
+        ax.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="black", lw=1, ls=":", path_effects=HALO)
 
 
 def _mark_ends(result: Surface, ax: Axes, sample: int | None) -> None:
-    halo = [withStroke(linewidth=2, foreground="white")]
     for name, at, offset in (("x", (0, 0), (-9, -9)), ("a", (1, 0), (6, -10)), ("b", (0, 1), (-10, 6))):
         ax.plot(*at, marker="o" if name != "x" else "", ms=5, mfc="white", mec="black")
         ax.plot([0, at[0]], [0, at[1]], color="black", lw=1, ls=":")
         ax.annotate(
-            name, at, xytext=offset, textcoords="offset points", ha="center", va="center", path_effects=halo,
+            name, at, xytext=offset, textcoords="offset points", ha="center", va="center", path_effects=HALO,
             annotation_clip=True,
         )  # fmt: skip
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "boxstyle": "round,pad=0.2"}

@@ -70,7 +70,7 @@ def surface3d(
         axis.set_tick_params(labelsize="x-small", pad=0)
         axis.set_major_locator(MaxNLocator(3))  # more would lie on each other where several reliefs share a row
     relief.set_box_aspect(None, zoom=0.85)  # long names of directions need room
-    relief.view_init(elev=28, azim=-125)
+    relief.view_init(elev=45, azim=-125)  # from so high that a basin is seen behind its wall
     return ax
 
 

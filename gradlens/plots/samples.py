@@ -18,12 +18,12 @@ def entropy(result: Entropy, ax: Axes, *, name: str = "") -> Axes:
     for values, dashes, note in ((result.clean, "-", "clean"), (result.adversarial, "--", "attacked")):
         if not values.isnan().all():
             sns.ecdfplot(x=values.cpu().numpy(), ax=ax, color=colour(name), ls=dashes, label=f"{name} {note}".strip())
-    ax.set(xlabel=LABELS["entropy"], ylabel="share of samples", xlim=(0, None))
+    ax.set(xlabel=LABELS["entropy"], ylabel="share of samples")
     return ax
 
 
 def reliability(result: Entropy, ax: Axes, *, name: str = "") -> Axes:
-    """Accuracy against confidence on clean inputs, with 95% Wilson intervals; a dot's area is its share of samples."""
+    """Accuracy against confidence on clean inputs, with 95% Wilson intervals; dots grow with their share of samples."""
     bins = result.reliability()
     bins = bins[bins["samples"] > 0]
     right = (bins["accuracy"] * bins["samples"]).round().astype(int)
@@ -31,8 +31,14 @@ def reliability(result: Entropy, ax: Axes, *, name: str = "") -> Axes:
     ax.plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
     ax.vlines(bins["confidence"], ends[:, 0], ends[:, 1], color=colour(name), lw=1, alpha=0.6)
     size = 8 + 200 * bins["samples"] / bins["samples"].sum()
-    ax.scatter(bins["confidence"], bins["accuracy"], s=size, color=colour(name), label=name or None, clip_on=False)
-    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
+    look: dict[str, Any] = {
+        "color": colour(name),
+        "label": name or None,
+        "clip_on": False,
+        "zorder": 3,
+    }  # above the axis
+    ax.scatter(bins["confidence"], bins["accuracy"], s=size, **look)
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     return ax
 
 

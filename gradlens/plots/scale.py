@@ -4,9 +4,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from ..door import check_choice
 from ..landscape import Surface, WeightSurface
@@ -15,6 +18,7 @@ from .look import LABELS
 Over = Literal["mean", "median", "spread"]
 Limits = tuple[float, float]
 Plane = Surface | WeightSurface
+HALO = [withStroke(linewidth=2.5, foreground="white")]  # of what is black, to be seen on the darkest colours too
 QUANTITIES = ("loss", "margin", "entropy", "error")  # of a plane through an image
 
 
@@ -131,8 +135,41 @@ def isolines(ax: Axes, across: np.ndarray, up: np.ndarray, grid: np.ndarray, lev
     return ax.contour(across, up, grid, crossed, **look) if len(crossed) else None
 
 
-def label_lines(ax: Axes, lines: Any) -> None:
-    """Every second contour line carries its value; all would lie on each other on a steep wall."""
-    if lines is not None:
-        for text in ax.clabel(lines, lines.levels[::2], fontsize=6.5, colors="black", fmt="%g"):
+def label_lines(ax: Axes, lines: Any, levels: np.ndarray) -> None:
+    """The lines of every second of these levels carry their value, where there is room for it; see `_Sieve`.
+
+    All would lie on each other on a steep wall; `levels` are those of all planes, so that they label the same lines.
+    """
+    chosen = [] if lines is None else [level for level in lines.levels if level in levels[::2]]
+    if chosen:
+        # lines run on below their labels, and are whole where one is dropped
+        texts = ax.clabel(lines, chosen, fontsize=6.5, colors="black", fmt="%g", inline=False)
+        for text in texts:
             text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+        ax.add_artist(_Sieve(ax, texts))
+
+
+class _Sieve(Artist):
+    """Drops labels that leave the axes, meet an earlier one or lie on (0, 0): where they are is known at drawing."""
+
+    zorder = 0  # before the labels are drawn
+
+    def __init__(self, ax: Axes, texts: Sequence[Text]) -> None:
+        super().__init__()
+        self.ax, self.texts = ax, list(texts)
+        self.set_in_layout(False)
+
+    def draw(self, renderer: Any) -> None:
+        """Draws nothing itself."""
+        frame, taken = self.ax.bbox, [self._cross(renderer)]
+        for text in self.texts:
+            text.set_visible(True)  # a hidden one has no place
+            box = text.get_window_extent(renderer)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            text.set_visible(inside and not box.count_overlaps(taken))
+            taken += [box] if text.get_visible() else []
+
+    def _cross(self, renderer: Any) -> Bbox:
+        x, y = self.ax.transData.transform((0, 0))
+        arm = renderer.points_to_pixels(4)
+        return Bbox.from_extents(x - arm, y - arm, x + arm, y + arm)

@@ -10,16 +10,17 @@ from matplotlib.patheffects import withStroke
 
 from ..landscape import WeightSurface
 from .look import LABELS, colour
-from .scale import axis_names, cells, isolines, label_lines
+from .scale import HALO, axis_names, cells, isolines, label_lines
 
 
-def weight_line(result: WeightSurface, ax: Axes, *, metric: str = "loss", name: str = "") -> Axes:
+def weight_line(result: WeightSurface, ax: Axes, *, metric: str = "loss", name: str = "", dashes: str = "-") -> Axes:
     """A line through weight space; gaps where the model diverged, dots at the models that the line passes.
 
-    Of a plane, the line through the model along its first direction.
+    Of a plane, the line through the model along its first direction. `dashes` is the line's style, for lines that run
+    on each other.
     """
     at, values = result.alpha.cpu().numpy(), _column(result, metric)
-    ax.plot(at, values, color=colour(name), label=name or None)
+    ax.plot(at, values, color=colour(name), ls=dashes, label=name or None)
     if not result.measured.all():
         shown = result.measured[:, result.centre[1]].cpu().numpy()
         ax.plot(at[shown], values[shown], ls="none", marker=".", ms=3, color=colour(name))
@@ -52,11 +53,11 @@ def weight_surface(
     filled = ax.contourf(across, up, grid, levels, cmap=options.pop("cmap", "viridis"), **options)
     lines = isolines(ax, across, up, grid, np.asarray(filled.levels), colors="white", linewidths=0.5)
     if labels:
-        label_lines(ax, lines)
+        label_lines(ax, lines, np.asarray(filled.levels))
     if not result.measured.all():
         r, c = (index.cpu().numpy() for index in result.measured.nonzero().T)
         ax.plot(across[r], up[c], ls="none", marker=".", ms=2, color="black", alpha=0.6, label="measured")
-    ax.plot(0, 0, marker="+", color="black", ms=8)
+    ax.plot(0, 0, marker="+", color="black", ms=8, path_effects=HALO)
     if path and len(result.path):
         halo = [withStroke(linewidth=2.5, foreground="black")]  # seen on dark valleys and on bright walls
         places = result.path.T.cpu().numpy()

@@ -84,6 +84,10 @@ def test_runs_come_in_the_order_of_arms_and_seeds(tiny, tmp_path):
     runs = load_all(tmp_path)
     assert [(run.arm, run.config.seed) for run in runs] == [("SL", 0), ("SL", 1), ("RL", 0), ("SL-adv", 0)]
     assert [run.path.name for run in load_all(tmp_path, "RL|SL ")] == ["d", "b", "a"]
+    fit(dataclasses.replace(TINY, schedule="sl:1", batch=16), tmp_path / "e", quiet=True)
+    with pytest.raises(ValueError, match=r"runs 'd' and 'e' in .* are both SL with seed 0, expected one"):
+        load_all(tmp_path)
+    assert [run.name for run in load_all(tmp_path, "RL")] == ["a"]
     with pytest.raises(ValueError, match=r"only names 'rl', expected arms of \['RL', 'SL', 'SL-adv'\]"):
         load_all(tmp_path, "SL | rl")
     table = histories(runs)
