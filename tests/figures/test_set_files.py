@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,8 @@ def test_a_folder_in_use_is_refused_by_name(house, capsys):
 
 def test_a_full_disk_is_one_line_and_the_old_page_stays(built, small_disk, capsys):
     out = small_disk / "out"
+    larger = ["mount", "-o", "remount,size=4m", str(small_disk)]  # an executed notebook's page takes 300 KB
+    subprocess.run(larger, check=True)
     assert built.build("--only", "one", "--out", str(out)) == 0
     before = {path: path.read_bytes() for path in out.rglob("*.*")}
     capsys.readouterr()
