@@ -144,12 +144,12 @@ def _at_home(fold: Folding) -> Folding:
     """The same weights where compiled code met those of an earlier call: it knows them by their place in memory."""
     if fold.prepared is None or not fold.prepared.is_compiled:
         return fold
-    room = fold.prepared.room
+    places = fold.prepared.places
 
     def kept(layer: nn.Module, *new: nn.Parameter) -> tuple[nn.Parameter, ...]:
-        old = room.setdefault(layer, new)
+        old = places.setdefault(layer, new)
         if [_form(p) for p in old] != [_form(p) for p in new]:
-            room[layer] = old = new
+            places[layer] = old = new
         with torch.no_grad():
             for place, values in zip(old, new, strict=True):
                 place.copy_(values)

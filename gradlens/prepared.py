@@ -25,7 +25,7 @@ class Prepared(nn.Module):
         self._runs: Any = (_compiled(model),) if compiled else ()
         self._is_hot = False
         # folded weights by layer, always in the same memory: compiled code, and the graphs of a GPU, know it by address
-        self.room: dict[nn.Module, tuple[nn.Parameter, ...]] = {}
+        self.places: dict[nn.Module, tuple[nn.Parameter, ...]] = {}
         self.train(model.training)
 
     @property
