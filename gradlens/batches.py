@@ -25,6 +25,7 @@ from .types import Images, ImagesLike, Labels, LabelsLike, Logits
 Result = TypeVar("Result")
 Part = TypeVar("Part")
 BATCH = 256  # images in the model at a time, where the caller does not say
+KEPT = 64 * 2**20  # bytes of directions that an attack may keep on a processor; on a GPU, a quarter of what is free
 
 
 class Chunk(NamedTuple):
@@ -81,11 +82,14 @@ def measured(
     batch: int | None,
     generator: torch.Generator | None,
     stochastic: bool = False,
+    kept: int = 0,
 ) -> Result:
-    """Run a measurement on all samples, `batch` at a time, and say in the result how it was made.
+    """Run a measurement on all samples, at most `batch` at a time, and say in the result how it was made.
 
-    `x` is a tensor, an array, or an iterable such as a DataLoader of images or (images, labels). A chunk that does not
-    fit into memory is halved, which is said once. Raises ValueError as the door does.
+    `x` is a tensor, an array, or an iterable such as a DataLoader of images or (images, labels). `run` holds `kept`
+    images for each sample, such as a direction a step of an attack: with many of them fewer samples go at a time, so
+    that memory stays flat. A chunk that does not fit all the same is halved, which is said once. Raises ValueError as
+    the door does.
     """
     check_ball(ball)
     if not callable(options.get("loss", len)):
@@ -100,7 +104,7 @@ def measured(
     folder = Folder(model, may_fold=not stochastic)
     with frozen(model), tqdm(desc=call, unit="sample", delay=3, disable=None, total=_length(x)) as bar:
         for images, labels in _blocks(model, x, y, ball):
-            start = 0
+            start, size = 0, fitting(size, kept, images)
             while start < len(images):
                 part = images[start : start + size]
                 where = slice(offset + start, offset + start + len(part))
@@ -268,6 +272,15 @@ def _blocks(
         images = check_images(model, batch, ball, offset=seen)
         seen += len(images)
         yield images, None if pair[1] is None else check_labels(pair[1], len(images), images.device)
+
+
+def fitting(size: int, kept: int, images: Images) -> int:
+    """`size`, halved until `kept` images for each of so many samples fit; two halves are a chunk."""
+    each = kept * images[:1].nbytes
+    limit = torch.cuda.mem_get_info(images.device)[0] // 4 if images.is_cuda else KEPT
+    while size > 1 and size * each > limit:
+        size = (size + 1) // 2
+    return size
 
 
 def _length(x: ImagesLike) -> int | None:

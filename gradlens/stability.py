@@ -113,5 +113,5 @@ def stability(
     }  # fmt: skip
     return measured(
         run, model, x, y, ball, call="stability", options=options, batch=batch, generator=generator,
-        stochastic=samples > 1,
+        stochastic=samples > 1, kept=steps,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gradlens as gl
 from gradlens.ball import Ball
-from gradlens.batches import join
+from gradlens.batches import fitting, join
 from gradlens.provenance import Made
 from tests.analytic import Wrapped
 
@@ -109,6 +109,29 @@ def test_what_does_not_fit_is_halved_and_said(error, cnn, images, labels) -> Non
     with pytest.warns(RuntimeWarning, match="out of memory with 6 samples at a time; going on with 3"):
         cut = gl.pgd(Small(cnn, 3, error), images, labels, BALL, steps=3)
     same(gl.pgd(cnn, images, labels, BALL, steps=3), cut)
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "stability", "pgd_targeted", "apgd_targeted"])
+def test_an_attack_of_many_steps_takes_fewer_samples_at_a_time(name, cnn, images, labels, monkeypatch) -> None:
+    """What it keeps of each step would else grow with them: here two samples of seven steps fit, three do not."""
+    whole = getattr(gl, name)(cnn, images, labels, BALL, steps=7, generator=_seed())
+    seen: list[int] = []
+    monkeypatch.setattr("gradlens.batches.KEPT", 3 * 7 * images[0].nbytes - 1)
+    with cnn.register_forward_pre_hook(lambda module, given: seen.append(len(given[0]))):
+        parts = getattr(gl, name)(cnn, images, labels, BALL, steps=7, generator=_seed())
+    assert max(seen) == 2 and len(images) > 2
+    same(whole, parts)
+    with cnn.register_forward_pre_hook(lambda module, given: seen.append(len(given[0]))):
+        getattr(gl, name)(cnn, images, labels, BALL, steps=2, generator=_seed())
+    assert max(seen) == 6
+
+
+@pytest.mark.parametrize(("size", "fits"), [(256, 8), (200, 7), (5, 5), (1, 1)])
+def test_a_chunk_is_halved_until_it_fits(size, fits, images, monkeypatch) -> None:
+    monkeypatch.setattr("gradlens.batches.KEPT", 10 * 4 * images[0].nbytes)
+    assert fitting(size, 4, images) == fits
+    assert fitting(size, 0, images) == size
+    assert fitting(3, 10**9, images) == 1
 
 
 def test_a_single_sample_that_does_not_fit_is_an_error(cnn, images, labels) -> None:

@@ -54,8 +54,8 @@ def apgd(
         "targets": targets,
     }  # fmt: skip
     return attacked(
-        walk, model, x, y, ball, call="apgd", options=options, start=start, restarts=restarts, targets=targets,
-        batch=batch, generator=generator, samples=samples,
+        walk, model, x, y, ball, call="apgd", options=options, steps=steps, start=start, restarts=restarts,
+        targets=targets, batch=batch, generator=generator, samples=samples,
     )  # fmt: skip
 
 

@@ -35,6 +35,6 @@ def fgsm(
 
     options = {"ball": ball, "loss": loss, "samples": samples, "targets": targets}
     return attacked(
-        walk, model, x, y, ball, call="fgsm", options=options, start=None, targets=targets, batch=batch,
+        walk, model, x, y, ball, call="fgsm", options=options, steps=1, start=None, targets=targets, batch=batch,
         generator=generator, samples=samples,
     )  # fmt: skip

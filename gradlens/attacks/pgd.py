@@ -38,7 +38,8 @@ def pgd(
     `x` itself; further `restarts` begin at points drawn uniformly from the ball, and each sample keeps the run that
     errs and led by most (`PGDTrace.lead`). `samples` > 1 averages the gradient over that many passes of a random model
     (EOT, Athalye et al. 2018). `momentum` is the decay of MI-FGSM (Dong et al. 2018). With `targets` (batch,) the
-    loss towards them is descended, or `losses.targeted_dlr` climbed. `batch` images are in the model at a time.
+    loss towards them is descended, or `losses.targeted_dlr` climbed. At most `batch` images are
+    in the model at a time, fewer where so many steps would not fit.
 
     Raises ValueError for inputs outside the box, wrong shapes or labels, a random model with samples=1, steps,
     restarts or samples below 1.
@@ -53,8 +54,8 @@ def pgd(
         "samples": samples, "momentum": momentum, "targets": targets,
     }  # fmt: skip
     return attacked(
-        walk, model, x, y, ball, call="pgd", options=options, start=start, restarts=restarts, targets=targets,
-        batch=batch, generator=generator, samples=samples,
+        walk, model, x, y, ball, call="pgd", options=options, steps=steps, start=start, restarts=restarts,
+        targets=targets, batch=batch, generator=generator, samples=samples,
     )  # fmt: skip
 
 

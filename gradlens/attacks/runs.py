@@ -26,6 +26,7 @@ def attacked(
     *,
     call: str,
     options: Mapping[str, object],
+    steps: int,
     start: ImagesLike | None,
     restarts: int = 1,
     targets: LabelsLike | None = None,
@@ -50,7 +51,17 @@ def attacked(
         return runs[0] if restarts == 1 else strongest(runs)
 
     return measured(
-        run, model, x, y, ball, call=call, options=options, batch=batch, generator=generator, stochastic=samples > 1
+        run,
+        model,
+        x,
+        y,
+        ball,
+        call=call,
+        options=options,
+        batch=batch,
+        generator=generator,
+        stochastic=samples > 1,
+        kept=steps,
     )
 
 

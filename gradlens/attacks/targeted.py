@@ -93,7 +93,9 @@ def apgd_targeted(
         return _one_by_one(walk, model, chunk, start_of(start, chunk, ball), ball, loss, by, classes)
 
     options = {"ball": ball, "steps": steps, "classes": classes, "by": by, "loss": loss, "start": start}
-    return measured(run, model, x, y, ball, call="apgd_targeted", options=options, batch=batch, generator=generator)
+    return measured(
+        run, model, x, y, ball, call="apgd_targeted", options=options, batch=batch, generator=generator, kept=steps
+    )
 
 
 def pgd_targeted(
@@ -136,7 +138,9 @@ def pgd_targeted(
         "ball": ball, "steps": steps, "step_size": size, "classes": classes, "by": by, "loss": loss,
         "momentum": momentum, "start": start,
     }  # fmt: skip
-    return measured(run, model, x, y, ball, call="pgd_targeted", options=options, batch=batch, generator=generator)
+    return measured(
+        run, model, x, y, ball, call="pgd_targeted", options=options, batch=batch, generator=generator, kept=steps
+    )
 
 
 def _one_by_one(

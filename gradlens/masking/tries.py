@@ -22,6 +22,7 @@ from .subject import Subject
 
 Budget = Literal["quick", "standard", "thorough"]
 Attack = Callable[[Images, Labels, Draws], Best]
+WHOLE = 50  # steps of the attack that may go anywhere in the box, the longest that is recorded point by point
 P_INIT = 0.8  # share of pixels in Square's first squares, its paper's choice
 
 
@@ -43,7 +44,7 @@ class Effort(NamedTuple):
     @property
     def gradients(self) -> int:
         """Gradients a sample takes if nothing breaks it; one in float64 counts twice."""
-        looks, whole, losses = 7, 50 + 1, 4
+        looks, whole, losses = 7, WHOLE + 1, 4
         naive = 2 * (self.naive + 1) + 2 + whole  # at eps, at twice eps, in one step, in the whole box
         precise = max(2 * (self.naive + 1), self.loss + 1)  # of a random model, the mean of passes in its place
         longer = self.long + 1 + self.restarts * (self.restart_steps + 1)
@@ -129,7 +130,7 @@ class Trial:
         self.marks["not monotone"] = ends & ~at_twice
         span = (ball.high - ball.low) * (1 if ball.norm == "linf" else x[0].numel() ** 0.5)
         whole = Ball(span, ball.norm, ball.low, ball.high)
-        far = traced(plain, x, y, whole, x, 50, 2.5 * span / 50, cross_entropy)
+        far = traced(plain, x, y, whole, x, WHOLE, 2.5 * span / WHOLE, cross_entropy)
         self.marks["unbounded"] = ~errs(self.subject.judge, far.best, x, y, whole)
         self.marks["naive"], self.ends = ends, trace.adversarial
         return ~ends & ~ever  # what was fooled on the way is the row "silent success" and no other
