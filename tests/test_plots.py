@@ -161,6 +161,15 @@ def test_a_history_is_the_mean_over_seeds(ax):
         assert mpl.colors.to_hex(ax.lines[i].get_color()) == plots.COLOURS[arm].lower()
 
 
+def test_what_was_measured_once_is_seen_in_a_history(ax):
+    rows = [{"epoch": epoch, "arm": arm, "seed": 0, "pgd": 0.5 if epoch == 2 or arm == "RL" else float("nan")}
+            for arm in ("SL", "RL") for epoch in (1, 2)]  # fmt: skip
+    plots.history(pd.DataFrame(rows), ax, quantity="pgd")
+    dots = [one for one in ax.lines if one.get_marker() == "o"]
+    assert [one.get_xydata().tolist() for one in dots] == [[[2.0, 0.5]]]
+    assert mpl.colors.to_hex(dots[0].get_color()) == plots.COLOURS["SL"].lower()
+
+
 def made_of(plane: Surface, loss: Tensor, inside: Tensor | None = None) -> Surface:
     """The plane with another loss (R, C), the same for each sample."""
     shape = plane.loss.shape

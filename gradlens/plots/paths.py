@@ -43,10 +43,13 @@ def local_cosine(result: Stability, ax: Axes, *, name: str = "", band: bool = Tr
 
 
 def history(frame: DataFrame, ax: Axes, *, quantity: str = "clean") -> Axes:
-    """A training curve per arm: mean over seeds, with a band from the lowest seed to the highest."""
+    """A training curve per arm: mean over seeds, with a band from the lowest to the highest; a dot if measured once."""
     arms = list(dict.fromkeys(frame["arm"]))
     palette = {arm: colour(arm, arms) for arm in arms}
     sns.lineplot(frame, x="epoch", y=quantity, hue="arm", palette=palette, errorbar=("pi", 100), ax=ax)
+    for arm, rows in frame.dropna(subset=[quantity]).groupby("arm", sort=False):
+        if rows["epoch"].nunique() == 1:  # a line of one point is not seen
+            ax.plot(rows["epoch"], rows[quantity], "o", color=palette[arm], ms=5, alpha=0.8)
     ax.set(xlabel="epoch", ylabel=quantity)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(title=None)
