@@ -37,9 +37,20 @@ class Parameter:
         said = re.match(r"one of ([\w-]+(?:, [\w-]+)+)(?=[:;.]|$)", self.comment)
         return said[1].split(", ") if said else []
 
+    def wrong(self, value: Any) -> str:
+        """What its comment asks of a number that this one is not: "at least 1", "above 0" or "odd"; "" if nothing."""
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return ""
+        if said := re.search(r"\b(at least|above) (-?\d+(?:\.\d+)?)", self.comment):
+            least = float(said[2])
+            if not (value > least or (said[1] == "at least" and value == least)):
+                return said[0]
+        return "odd" if re.search(r"(?:^|[;,] )odd\b", self.comment) and value % 2 != 1 else ""
+
 
 def check(path: Path, given: Mapping[str, Any], where: str) -> None:
-    """Refuse, with a ValueError, parameters that the notebook does not have, of another type or none of the choices."""
+    """Refuse, with a ValueError, parameters that the notebook does not have, of another type, none of the choices, or
+    numbers that are not what their comment asks for."""
     known = read(path, where)
     for name, value in given.items():
         if name not in known:
@@ -52,6 +63,8 @@ def check(path: Path, given: Mapping[str, Any], where: str) -> None:
         if parameter.choices and value not in parameter.choices:
             near = nearest(str(value), parameter.choices)
             raise ValueError(f"{where}: {name} is {value!r}, expected {parameter.comment}{near}")
+        if wrong := parameter.wrong(value):
+            raise ValueError(f'{where}: {name} is {value!r}, expected {wrong} ("{parameter.comment}")')
 
 
 def read(path: Path, where: str) -> dict[str, Parameter]:

@@ -25,7 +25,10 @@ class Notebook:
 
 @dataclass(frozen=True)
 class Profile:
-    """A variation of a set: another sweep, other parameters, for all notebooks and for single ones."""
+    """A variation of a set: another sweep, other parameters, for all notebooks and for single ones.
+
+    In the file, `like = "digits"` takes what is not said from that set's profile of the same name.
+    """
 
     sweep: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -106,6 +109,9 @@ def load(name: str, root: Path) -> FigureSet:
                 "is called otherwise: called = ..."
             )
     known = [book.name for book in books]
+    for key, row in table.get("profiles", {}).items():
+        if "like" in row:
+            profiles[key] = _like(profiles[key], key, row["like"], books, root, f"{where}, [profiles.{key}]")
     for key, profile in profiles.items():
         for one in profile.notebook:
             if one not in known:
@@ -140,11 +146,25 @@ def _notebook(row: Any, shared: Mapping[str, Any], where: str) -> Notebook:
 def _profile(name: str, row: Any, where: str) -> Profile:
     if name == FULL:
         raise ValueError(f"{where}: {FULL!r} is the name of the set without a profile; choose another")
-    _check(row, {"sweep": str, "parameters": dict, "notebook": dict}, where)
+    _check(row, {"sweep": str, "parameters": dict, "notebook": dict, "like": str}, where)
     for parameters in (row.get("parameters", {}), *row.get("notebook", {}).values()):
         _check(parameters, dict.fromkeys(parameters, object), where)
         _no_out(parameters, where)
     return Profile(row.get("sweep"), row.get("parameters", {}), row.get("notebook", {}))
+
+
+def _like(own: Profile, key: str, name: str, books: Iterable[Notebook], root: Path, where: str) -> Profile:
+    """A profile, and where it says nothing, that of the same name in another set, notebook by notebook."""
+    if (other := load(name, root)).profiles.get(key) is None:
+        raise ValueError(f"{where}: like is {name!r}, which has no profile {key!r}")
+    there, files = other.profiles[key], {book.name: book.file for book in other.notebooks}
+    knobs = {files[called]: row for called, row in there.notebook.items()}
+    notebook = {book.name: {**knobs.get(book.file, {}), **own.notebook.get(book.name, {})} for book in books}
+    return Profile(
+        own.sweep or there.sweep,
+        {**there.parameters, **own.parameters},
+        notebook | {called: row for called, row in own.notebook.items() if called not in notebook},
+    )
 
 
 def _no_out(parameters: Mapping[str, Any], where: str) -> None:

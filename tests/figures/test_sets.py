@@ -86,6 +86,25 @@ def test_a_profile_wins_over_a_notebook_and_a_notebook_over_its_set(house):
     assert [book.parameters["samples"] for book in tiny.under("smoke").notebooks] == [1, 7]
 
 
+def test_a_profile_takes_what_it_leaves_open_from_another_sets(house, capsys):
+    place = house.root / "figures" / "sets"
+    tiny = (place / "tiny.toml").read_text() + "[profiles.smoke.notebook.two]\nlevel = 0.25\nsamples = 7\n"
+    (place / "tiny.toml").write_text(tiny)
+    more = tiny.partition("[profiles.smoke]")[0] + '[[notebook]]\nname = "two"\ncalled = "again"\n'
+    (place / "other.toml").write_text(
+        more + '[profiles.smoke]\nlike = "tiny"\nparameters = { runs = "more" }\n'
+        "[profiles.smoke.notebook.again]\nsamples = 2\n"
+    )
+    books = {book.name: book.parameters for book in sets.load("other", house.root).under("smoke").notebooks}
+    assert books == {
+        "one": {"runs": "more", "samples": 1},
+        "two": {"runs": "more", "samples": 7, "level": 0.25},
+        "again": {"runs": "more", "samples": 2, "level": 0.25},
+    }
+    (place / "other.toml").write_text(more + '[profiles.quick]\nlike = "tiny"\n')
+    assert "[profiles.quick]: like is 'tiny', which has no profile 'quick'" in refused(house, capsys, "other")
+
+
 def test_a_set_says_how_long_its_notebooks_may_take_and_the_builder_knows_better(house):
     assert plan.plan("tiny", house.root).timeout == 600
     house.edit_set("[parameters]", "timeout = 7200\n[parameters]")
@@ -205,3 +224,29 @@ def test_list_shows_what_is_built(house, capsys):
 
 def test_terminal_colours_are_taken_out():
     assert execute.ANSI.sub("", "\x1b[0;31mValueError\x1b[0m: \x1b[38;5;241mno\x1b[K") == "ValueError: no"
+
+
+@pytest.mark.parametrize(
+    ("comment", "value", "said"),
+    [
+        ("number of images, at least 1; all if there are no more", 0, "at least 1"),
+        ("number of images, at least 1; all if there are no more", 1, ""),
+        ("reach; above 0", 0, "above 0"),
+        ("reach; above 0", float("nan"), "above 0"),
+        ("reach; above 0", 1e-9, ""),
+        ("points, at least 3; odd", 4, "odd"),
+        ("points, at least 3; odd", 1, "at least 3"),
+        ("points, at least 3; odd", 5, ""),
+        ("an oddity, above all", 4, ""),
+        ("at least 1", "none", ""),
+    ],
+)
+def test_a_number_is_what_its_comment_asks_for(comment, value, said):
+    assert parameters.Parameter("n", None, 1, comment).wrong(value) == said
+
+
+def test_a_number_below_what_its_notebook_takes_is_refused_before_a_kernel_starts(house, capsys):
+    house.notebook("one", parameters="runs: str = ''  # folder\nsamples: int = 4  # images, at least 1\nout: str = ''")
+    house.edit_set("samples = 3", "samples = -3")
+    said = 'notebooks/one.ipynb: samples is -3, expected at least 1 ("images, at least 1")'
+    assert said in refused(house, capsys, "tiny")
