@@ -21,9 +21,9 @@ def keep(out: Path, place: Path, readme: Path | None = None) -> Path:
     """Copy what is worth keeping of the set that was built in `out` to `place`, which it replaces as a whole.
 
     A notebook that was not built there stays as it was kept before, under its own commit: hours of work may be done in
-    several places. In the README, if given, what stands between the set's marks becomes its findings. Raises ValueError
-    for a set of which nothing was built, a file that is not as it was built, a place with another use or in use, and a
-    README without the marks.
+    several places. In the README, if given, what stands between the set's marks becomes its findings, and between those
+    for training, where it has them, what was trained at what cost. Raises ValueError for a set of which nothing was
+    built, a file that is not as it was built, a place with another use or in use, and a README without the marks.
     """
     with Lock(place.with_name(f".{place.name}.lock"), f"to {str(place)!r}"):
         return _kept(out, place, readme)
@@ -60,6 +60,8 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
     stamp.replace(unfinished / "manifest.json", json.dumps({**made, "sha256": stamp.seal(made)}, indent=1))
     if readme is not None:
         rewrite(readme, made["set"], findings(unfinished))
+        if BEGIN.format(training := f"{made['set']}.training") in readme.read_text(encoding="utf-8"):
+            rewrite(readme, training, trained(unfinished))
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():  # a folder cannot be replaced in one step
         place.rename(old)
@@ -104,6 +106,35 @@ def findings(place: Path) -> str:
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
 
 
+def trained(place: Path) -> str:
+    """A table of what was trained, an arm a row, for each notebook of training that was kept in `place`.
+
+    Accuracies on test images are means over seeds, with the lowest and the highest; the cost is a median over epochs.
+    """
+    import pandas as pd
+
+    made, rows = manifest.read(place), list[list[str]]()
+    attacks: list[str] = []
+    for book in made["notebooks"]:
+        files = [place / book["name"] / f"{name}.csv" for name in ("accuracy", "training_curves")]
+        if not all(file.is_file() for file in files):
+            continue
+        accuracy, curves = map(pd.read_csv, files)
+        attacks = attacks or list(dict.fromkeys(accuracy["attack"]))
+        for arm, said in accuracy.groupby("arm", sort=False):
+            spent = curves[curves["arm"] == arm]
+            seconds = spent["seconds"].median()
+            several = [said.loc[said["attack"] == attack, "accuracy"] for attack in attacks]
+            rows.append(
+                [book["title"], arm, f"{said['seed'].nunique()}"]
+                + [_over_seeds(shares) for shares in several]
+                + [f"{spent['epoch'].max()}", f"{seconds:.{0 if seconds > 10 else 1}f}"]
+            )
+    head = ["group", "arm", "seeds", *attacks, "epochs", "seconds an epoch"]
+    lines = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]) + "\n" if rows else ""
+
+
 def rewrite(readme: Path, name: str, content: str) -> None:
     """Replace what stands between a set's marks. Raises ValueError where they are missing."""
     begin, end = BEGIN.format(name), END.format(name)
@@ -140,6 +171,11 @@ def _cell(lines: Any) -> str:
         against = absent.iloc[0]
         text += f"; {against['measured']}, {against['difference of']}: {_interval(against)}"
     return text
+
+
+def _over_seeds(shares: Any) -> str:
+    mean = f"{shares.mean():.1%}" if len(shares) else ""
+    return f"{mean} [{shares.min():.1%}, {shares.max():.1%}]" if len(shares) > 1 else mean
 
 
 def _interval(line: Any) -> str:

@@ -40,6 +40,24 @@ import pandas as pd
 pd.DataFrame({"a": [0.5, 1.0], "b": ["x", "y, z"]}).to_parquet(Path(out) / "one_figure.parquet")
 """
 
+TRAINED = """
+from pathlib import Path
+import pandas as pd
+rows = [("SL", 0, "clean", 0.5), ("SL", 1, "clean", 1.0), ("SL", 0, "PGD", 0.0), ("SL", 1, "PGD", 0.25),
+        ("RL", 0, "clean", 0.75)]
+accuracy = pd.DataFrame(rows, columns=["arm", "seed", "attack", "accuracy"])
+accuracy.to_parquet(Path(out) / "accuracy.parquet")
+spent = [("SL", 0, 1, 9.0), ("SL", 0, 2, 2.0), ("SL", 0, 3, 2.5), ("RL", 0, 1, 100.0), ("RL", 0, 2, 120.0)]
+curves = pd.DataFrame(spent, columns=["arm", "seed", "epoch", "seconds"])
+curves.to_parquet(Path(out) / "training_curves.parquet")
+"""
+LEARNED = """\
+| group | arm | seeds | clean | PGD | epochs | seconds an epoch |
+|---|---|---|---|---|---|---|
+| A place | SL | 2 | 75.0% [50.0%, 100.0%] | 12.5% [0.0%, 25.0%] | 3 | 2.5 |
+| A place | RL | 1 | 75.0% |  | 2 | 110 |
+"""
+
 
 @pytest.fixture
 def built(house, monkeypatch):
@@ -188,3 +206,15 @@ def test_kept_claims_are_the_differences_of_what_each_run_reads(name):
             assert line.difference == pytest.approx(column[a] - column[b], abs=2e-5 * max(1, abs(column[a])))
             seen += 1
     assert seen > 15
+
+
+def test_what_was_trained_at_what_cost_is_read_off_its_tables_too(built):
+    built.notebook("two", built.figure("accuracy"), built.figure("training_curves"), TRAINED)
+    assert built.build() == 0
+    marks = "<!-- figures.tiny{0} -->\nold\n<!-- /figures.tiny{0} -->\n"
+    (built.root / "README.md").write_text(marks.format("") + marks.format(".training"))
+    assert built.run("keep", "tiny", "--readme") == 0
+    assert (built.root / "README.md").read_text() == (
+        "<!-- figures.tiny -->\n<!-- /figures.tiny -->\n"
+        f"<!-- figures.tiny.training -->\n{LEARNED}<!-- /figures.tiny.training -->\n"
+    )
