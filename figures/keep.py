@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +21,9 @@ def keep(out: Path, place: Path, readme: Path | None = None) -> Path:
 
     A notebook that was not built there stays as it was kept before, under its own commit: hours of work may be done in
     several places. In the README, if given, what stands between the set's marks becomes its findings, and between those
-    for training, where it has them, what was trained at what cost. Raises ValueError for a set of which nothing was
-    built, a file that is not as it was built, a place with another use or in use, and a README without the marks.
+    for training and masking, where it has them, what was trained at what cost and how it was judged. Raises ValueError
+    for a set of which nothing was built, a file that is not as it was built, a place with another use or in use, and a
+    README without the marks.
     """
     with Lock(place.with_name(f".{place.name}.lock"), f"to {str(place)!r}"):
         return _kept(out, place, readme)
@@ -59,9 +59,7 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
     made |= {"notebooks": books, "figures": shown, "sweeps": _sweeps(before, made, rows)}
     stamp.replace(unfinished / "manifest.json", json.dumps({**made, "sha256": stamp.seal(made)}, indent=1))
     if readme is not None:
-        rewrite(readme, made["set"], findings(unfinished))
-        if BEGIN.format(training := f"{made['set']}.training") in readme.read_text(encoding="utf-8"):
-            rewrite(readme, training, trained(unfinished))
+        rewrite(readme, made["set"], unfinished)
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():  # a folder cannot be replaced in one step
         place.rename(old)
@@ -71,7 +69,11 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
 
 
 def _built(made: Mapping[str, Any]) -> set[str]:
-    return {book["name"] for book in made["notebooks"] if book["status"] == "built"}
+    return {book["name"] for book in made["notebooks"] if _is_built(book)}
+
+
+def _is_built(book: Mapping[str, Any]) -> bool:
+    return bool(book["status"] == "built")
 
 
 def _sweeps(before: Mapping[str, Any], made: Mapping[str, Any], rows: Mapping[str, Any]) -> list[Any]:
@@ -89,21 +91,18 @@ def findings(place: Path) -> str:
     """
     import pandas as pd
 
-    made = manifest.read(place)
-    books = [book for book in made["notebooks"] if (place / book["name"] / "claims.csv").is_file()]
-    if not books:
-        return ""
     tables = {}
-    for book in books:  # "" stays "": a line without an arm has no interval
-        table = pd.read_csv(place / book["name"] / "claims.csv", na_filter=False)
-        tables[f"{book['title']} ({table['seeds'].max()} seeds, {table['samples'].max()} images)"] = table
+    for title, file in _kept_of(place, "claims"):
+        table = pd.read_csv(file, na_filter=False)  # "" stays "": a line without an arm has no interval
+        tables[f"{title} ({table['seeds'].max()} seeds, {table['samples'].max()} images)"] = table
+    if not tables:
+        return ""
     rows = [["claim", "what the study looks at", *tables]]
     for claim, said in next(iter(tables.values())).groupby("claim", sort=False):
         first = said.iloc[0]
         head = [f"{claim}: {first['says']}", f"{first['measured']}, {first['difference of']}"]
         rows.append(head + [_cell(table[table["claim"] == claim]) for table in tables.values()])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+    return _table(rows)
 
 
 def trained(place: Path) -> str:
@@ -113,36 +112,66 @@ def trained(place: Path) -> str:
     """
     import pandas as pd
 
-    made, rows = manifest.read(place), list[list[str]]()
-    attacks: list[str] = []
-    for book in made["notebooks"]:
-        files = [place / book["name"] / f"{name}.csv" for name in ("accuracy", "training_curves")]
-        if not all(file.is_file() for file in files):
-            continue
-        accuracy, curves = map(pd.read_csv, files)
-        attacks = attacks or list(dict.fromkeys(accuracy["attack"]))
+    found = [(title, *map(pd.read_csv, files)) for title, *files in _kept_of(place, "accuracy", "training_curves")]
+    attacks = list(dict.fromkeys(attack for _, accuracy, _ in found for attack in accuracy["attack"]))
+    rows = [["group", "arm", "seeds", *attacks, "epochs", "seconds an epoch"]]
+    for title, accuracy, curves in found:
         for arm, said in accuracy.groupby("arm", sort=False):
+            several = [said.loc[said["attack"] == attack, "accuracy"] for attack in attacks]
             spent = curves[curves["arm"] == arm]
             seconds = spent["seconds"].median()
-            several = [said.loc[said["attack"] == attack, "accuracy"] for attack in attacks]
-            rows.append(
-                [book["title"], arm, f"{said['seed'].nunique()}"]
-                + [_over_seeds(shares) for shares in several]
-                + [f"{spent['epoch'].max()}", f"{seconds:.{0 if seconds > 10 else 1}f}"]
-            )
-    head = ["group", "arm", "seeds", *attacks, "epochs", "seconds an epoch"]
-    lines = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]) + "\n" if rows else ""
+            cost = [f"{spent['epoch'].max()}", f"{seconds:.{0 if seconds > 10 else 1}f}"] if len(spent) else ["", ""]
+            rows.append([title, arm, f"{said['seed'].nunique()}", *map(_over_seeds, several), *cost])
+    return _table(rows)
 
 
-def rewrite(readme: Path, name: str, content: str) -> None:
-    """Replace what stands between a set's marks. Raises ValueError where they are missing."""
-    begin, end = BEGIN.format(name), END.format(name)
+def judged(place: Path) -> str:
+    """A table of verdicts on gradient masking, for each notebook of masking that was kept in `place`."""
+    import pandas as pd
+
+    verdicts = ("usable", "suspect", "masked")
+    rows = [["group", *verdicts, "of what is not masked, the most that plain PGD misses"]]
+    for title, file in _kept_of(place, "gaps"):
+        said = pd.read_csv(file)
+        models = [", ".join(said.loc[said["verdict"] == verdict, "model"]) for verdict in verdicts]
+        rest = said[said["verdict"] != "masked"]
+        worst = rest.sort_values("gap").iloc[-1] if len(rest) else None
+        most = "" if worst is None else (
+            f"{worst['gap']:.1%} [{worst['low']:.1%}, {worst['high']:.1%}], {worst['model']}"
+        )  # fmt: skip
+        rows.append([title, *models, most])
+    return _table(rows)
+
+
+def rewrite(readme: Path, name: str, place: Path) -> None:
+    """Replace what stands between a set's marks by its findings, and between those of its parts by their tables.
+
+    Raises ValueError where the marks of the findings, or the end of others, are missing.
+    """
     text = readme.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"{readme} has no {begin} ... {end} to write between")
-    stamp.replace(readme, pattern.sub(lambda _: f"{begin}\n{content}{end}", text))
+    for mark, table in ((name, findings), (f"{name}.training", trained), (f"{name}.masking", judged)):
+        begin, end = BEGIN.format(mark), END.format(mark)
+        if (mark == name or begin in text) and end not in text.partition(begin)[2]:
+            raise ValueError(f"{readme} has no {begin} ... {end} to write between")
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{table(place)}{end}{rest.partition(end)[2]}" if begin in text else text
+    stamp.replace(readme, text)
+
+
+def _kept_of(place: Path, *names: str) -> list[list[Any]]:
+    """The title and the tables of these names, of each notebook that has them all."""
+    found = [
+        [book["title"], *(place / book["name"] / f"{name}.csv" for name in names)]
+        for book in manifest.read(place)["notebooks"]
+        if _is_built(book)
+    ]
+    return [row for row in found if all(file.is_file() for file in row[1:])]
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Markdown; nothing of a heading alone."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n" if len(rows) > 1 else ""
 
 
 def _keep(figure: Mapping[str, Any], out: Path, place: Path) -> None:

@@ -20,6 +20,7 @@ PLAIN: Mapping[str, tuple[type, ...]] = {
     "int": (int,), "float": (float, int), "str": (str,), "bool": (bool,), "list": (list,), "dict": (dict,),
     "tuple": (list,), "Sequence": (list,), "Mapping": (dict,), "Path": (str,), "None": (type(None),),
 }  # fmt: skip
+LIMIT = r"(?:^|[;,] )(at least|above) (-?\d+(?:\.\d+)?)(?=$|[;,.:](?:\s|$))"  # a comment's own clause, and no other
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class Parameter:
         """What its comment asks of a number that this one is not: "at least 1", "above 0" or "odd"; "" if nothing."""
         if not isinstance(value, int | float) or isinstance(value, bool):
             return ""
-        if said := re.search(r"\b(at least|above) (-?\d+(?:\.\d+)?)", self.comment):
+        if said := re.search(LIMIT, self.comment):
             least = float(said[2])
             if not (value > least or (said[1] == "at least" and value == least)):
-                return said[0]
+                return f"{said[1]} {said[2]}"
         return "odd" if re.search(r"(?:^|[;,] )odd\b", self.comment) and value % 2 != 1 else ""
 
 

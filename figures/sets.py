@@ -27,7 +27,8 @@ class Notebook:
 class Profile:
     """A variation of a set: another sweep, other parameters, for all notebooks and for single ones.
 
-    In the file, `like = "digits"` takes what is not said from that set's profile of the same name.
+    In the file, `like = "digits"` takes what is not said from that set's profile of the same name; what is said there
+    for a single notebook wins over what is said here for all.
     """
 
     sweep: str | None = None
@@ -76,8 +77,9 @@ def names(root: Path) -> list[str]:
     return sorted(path.stem for path in (root / FOLDER).glob("*.toml"))
 
 
-def load(name: str, root: Path) -> FigureSet:
-    """Read a set. ValueError names the file, the key and what was expected."""
+def load(name: str, root: Path, above: tuple[str, ...] = ()) -> FigureSet:
+    """Read a set; `above` are those whose profiles are like it. ValueError names the file, the key and what was
+    expected."""
     known = names(root)
     if name not in known:
         raise ValueError(f"there is no figure set {name!r}{nearest(name, known)}")
@@ -108,14 +110,18 @@ def load(name: str, root: Path) -> FigureSet:
                 f"{where} names the notebook {book.name!r} twice; its second figures would hide the first, unless one "
                 "is called otherwise: called = ..."
             )
-    known = [book.name for book in books]
+    called = [book.name for book in books]
     for key, row in table.get("profiles", {}).items():
         if "like" in row:
-            profiles[key] = _like(profiles[key], key, row["like"], books, root, f"{where}, [profiles.{key}]")
+            there = f"{where}, [profiles.{key}]"
+            if (other := row["like"]) in (*above, name) or other not in known:
+                others = [one for one in known if one not in (*above, name)]
+                raise ValueError(f"{there}: like is {other!r}, expected another set{nearest(other, others)}")
+            profiles[key] = _like(profiles[key], key, load(other, root, (*above, name)), books, there)
     for key, profile in profiles.items():
         for one in profile.notebook:
-            if one not in known:
-                raise ValueError(f"{where}, [profiles.{key}]: there is no notebook {one!r}{nearest(one, known)}")
+            if one not in called:
+                raise ValueError(f"{where}, [profiles.{key}]: there is no notebook {one!r}{nearest(one, called)}")
     _check(table.get("model", {}), own.OPTIONS, f"{where}, [model]")
     sweeps = table.get("sweeps", {})
     _check(sweeps, dict.fromkeys(sweeps, str), f"{where}, [sweeps]")
@@ -153,17 +159,17 @@ def _profile(name: str, row: Any, where: str) -> Profile:
     return Profile(row.get("sweep"), row.get("parameters", {}), row.get("notebook", {}))
 
 
-def _like(own: Profile, key: str, name: str, books: Iterable[Notebook], root: Path, where: str) -> Profile:
+def _like(mine: Profile, key: str, other: FigureSet, books: Iterable[Notebook], where: str) -> Profile:
     """A profile, and where it says nothing, that of the same name in another set, notebook by notebook."""
-    if (other := load(name, root)).profiles.get(key) is None:
-        raise ValueError(f"{where}: like is {name!r}, which has no profile {key!r}")
+    if key not in other.profiles:
+        raise ValueError(f"{where}: like is {other.name!r}, which has no profile {key!r}")
     there, files = other.profiles[key], {book.name: book.file for book in other.notebooks}
     knobs = {files[called]: row for called, row in there.notebook.items()}
-    notebook = {book.name: {**knobs.get(book.file, {}), **own.notebook.get(book.name, {})} for book in books}
+    notebook = {book.name: {**knobs.get(book.file, {}), **mine.notebook.get(book.name, {})} for book in books}
     return Profile(
-        own.sweep or there.sweep,
-        {**there.parameters, **own.parameters},
-        notebook | {called: row for called, row in own.notebook.items() if called not in notebook},
+        mine.sweep or there.sweep,
+        {**there.parameters, **mine.parameters},
+        notebook | {called: row for called, row in mine.notebook.items() if called not in notebook},
     )
 
 

@@ -100,32 +100,40 @@ def measured(
     seeded = functools.cache(lambda: seed(generator))
     parts: list[Result] = []
     fingerprint = hashlib.sha256()
-    offset, size = 0, batch or BATCH
+    offset, whole = 0, batch or BATCH
+    most = whole  # samples at a time, as far as memory is known
     folder = Folder(model, may_fold=not stochastic)
     with frozen(model), tqdm(desc=call, unit="sample", delay=3, disable=None, total=_length(x)) as bar:
         for images, labels in _blocks(model, x, y, ball):
-            start, size = 0, fitting(size, kept, images)
+            start, fits, pieces = 0, fitting(whole, kept, images), list[Result]()
             while start < len(images):
-                part = images[start : start + size]
-                where = slice(offset + start, offset + start + len(part))
+                # a chunk of `batch` samples is cut within itself, so that sums over chunks are the same sums
+                end = min(start + min(most, fits), start - start % whole + whole, len(images))
+                part = images[start:end]
+                where = slice(offset + start, offset + end)
                 try:
-                    given = None if labels is None else labels[start : start + size]
+                    given = None if labels is None else labels[start:end]
                     given, answer = admit(
-                        model, part, given, stochastic=stochastic, probe=not parts, offset=where.start,
+                        model, part, given, stochastic=stochastic, probe=not parts + pieces, offset=where.start,
                         averages=call if "samples" in options else "",
                     )  # fmt: skip
                     host = part.detach().cpu()  # before a GPU is busy; hashed while it is
                     hashes = functools.cache(lambda host=host: keys(host))
                     draws = functools.cache(lambda hashes=hashes: Draws.of(seeded(), hashes()))
                     folded = functools.partial(folder, part, answer)
-                    parts.append(run(Chunk(part, given, where, draws, folded)))
+                    pieces.append(run(Chunk(part, given, where, draws, folded)))
                 except (RuntimeError, MemoryError) as error:
-                    size = smaller(size, len(part), error)
+                    most = smaller(min(most, fits), len(part), error)
                     continue
                 for mark, label in zip(hashes(), given.tolist(), strict=True):
                     fingerprint.update(mark + label.to_bytes(8, "little", signed=True))
-                start += len(part)
+                start = end
                 bar.update(len(part))
+                add_up(pieces)
+                if end % whole == 0 or end == len(images):
+                    parts.append(join(pieces))
+                    add_up(parts)
+                    pieces = []
             offset += len(images)
         if not parts:
             raise ValueError("x yields no images, expected at least one batch")
@@ -194,9 +202,21 @@ def join(parts: list[Result]) -> Result:
     hints = typing.get_type_hints(type(first), include_extras=True)
     fields = {}
     for field in dataclasses.fields(first):  # type: ignore[arg-type]
-        values = [vars(part).pop(field.name) for part in parts]
+        values = [vars(part).pop(field.name) for part in parts if field.name in vars(part)]
         fields[field.name] = _joined(values, hints[field.name])
     return dataclasses.replace(first, **fields)  # type: ignore[type-var]
+
+
+def add_up(parts: list[Result]) -> None:
+    """What is summed over samples goes from the last part into the first: it must not grow with their number."""
+    if len(parts) == 1:
+        return
+    first, last = vars(parts[0]), vars(parts[-1])
+    for name, hint in typing.get_type_hints(type(parts[0]), include_extras=True).items():
+        if isinstance(first[name], Tensor) and "*summed" in _dimensions(hint):
+            first[name] = first[name] + last.pop(name)
+        elif dataclasses.is_dataclass(first[name]) and not isinstance(first[name], Ball | Made):
+            add_up([first[name], last[name]])
 
 
 def rejoined(parts: list[Result], data: str) -> Result:
@@ -220,17 +240,21 @@ def _joined(values: list[Any], hint: Any) -> Any:
         inner = next(kind for kind in inners if hasattr(kind, "dim_str"))
         return tuple(_joined(list(items), inner) for items in zip(*values, strict=True))
     if isinstance(values[0], Tensor):
-        # an optional tensor is a union; the member with dimensions is the tensor
-        kind = next((k for k in (hint, *typing.get_args(hint)) if hasattr(k, "dim_str")), None)
-        names = kind.dim_str.split() if kind is not None else []
+        names = _dimensions(hint)
         if "*summed" in names:
-            return torch.stack(values).sum(0)
+            return functools.reduce(torch.add, values)
         if names[:1] == ["*batch"]:
             return torch.cat(values, 0)
         return torch.cat(values, names.index("batch")) if "batch" in names else values[0]
     if dataclasses.is_dataclass(values[0]) and not isinstance(values[0], Ball | Made):
         return join(values)
     return values[0]
+
+
+def _dimensions(hint: Any) -> list[str]:
+    """The names of a tensor's axes; an optional tensor is a union, whose member with dimensions is the tensor."""
+    kind = next((k for k in (hint, *typing.get_args(hint)) if hasattr(k, "dim_str")), None)
+    return kind.dim_str.split() if kind is not None else []
 
 
 def _is_tuple(hint: Any) -> bool:
@@ -277,10 +301,16 @@ def _blocks(
 def fitting(size: int, kept: int, images: Images) -> int:
     """`size`, halved until `kept` images for each of so many samples fit; two halves are a chunk."""
     each = kept * images[:1].nbytes
-    limit = torch.cuda.mem_get_info(images.device)[0] // 4 if images.is_cuda else KEPT
+    limit = _free(images.device) // 4 if images.is_cuda else KEPT
     while size > 1 and size * each > limit:
         size = (size + 1) // 2
     return size
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of a GPU that are left to this process, what torch holds for later included."""
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def _length(x: ImagesLike) -> int | None:

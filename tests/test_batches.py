@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gradlens as gl
 from gradlens.ball import Ball
-from gradlens.batches import fitting, join
+from gradlens.batches import add_up, fitting, join
 from gradlens.provenance import Made
 from tests.analytic import Wrapped
 
@@ -124,6 +124,23 @@ def test_an_attack_of_many_steps_takes_fewer_samples_at_a_time(name, cnn, images
     with cnn.register_forward_pre_hook(lambda module, given: seen.append(len(given[0]))):
         getattr(gl, name)(cnn, images, labels, BALL, steps=2, generator=_seed())
     assert max(seen) == 6
+
+
+def test_what_is_summed_over_samples_does_not_grow_with_them(cnn, images, labels, monkeypatch) -> None:
+    """Of ten chunks in thirty parts one sum is there at a time, also of a result within a result."""
+    most = 0
+
+    def counted(parts: list[Any]) -> None:
+        nonlocal most
+        add_up(parts)
+        most = max(most, sum("direction_sum" in vars(getattr(part, "trace", part)) for part in parts))
+
+    monkeypatch.setattr("gradlens.batches.add_up", counted)
+    x, y = images.repeat(5, 1, 1, 1), labels.repeat(5)
+    whole = gl.stability(cnn, x, y, BALL, steps=3, generator=_seed())
+    monkeypatch.setattr("gradlens.batches.KEPT", 3 * images[0].nbytes)
+    same(whole, gl.stability(cnn, x, y, BALL, steps=3, batch=3, generator=_seed()))
+    assert most == 1
 
 
 @pytest.mark.parametrize(("size", "fits"), [(256, 8), (200, 7), (5, 5), (1, 1)])

@@ -78,8 +78,8 @@ def spectrum(
         if names is not None:
             raise ValueError(f"names is {names!r}, expected None: it chooses parameters, and of is 'inputs'")
         return measured(
-            lambda chunk: _of_inputs(model, chunk, loss, steps, knobs), model, x, y, ball,
-            call="spectrum", options=options, batch=batch, generator=generator,
+            lambda chunk: _of_inputs(model, chunk, loss, steps, knobs), model, x, y, ball, call="spectrum",
+            options=options, batch=batch, generator=generator, kept=(steps or STEPS["inputs"]) + probes * depth,
         )  # fmt: skip
     weights = chosen(model, names)
     steps = _steps(of, k, steps, sum(w.numel() for w in weights.values()), "the chosen parameters")

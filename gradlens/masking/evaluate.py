@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..ball import Ball
-from ..batches import BATCH, Room, fitting, gathered, in_parts
+from ..batches import BATCH, Room, gathered, in_parts
 from ..door import PROBE, admit, check_ball, check_choice, check_count, check_generator
 from ..draws import Draws, keys, mixed, seed
 from ..losses import cross_entropy, margin
@@ -25,7 +25,7 @@ from .looks import Marks, look
 from .record import Masking
 from .subject import Subject, introduced, seeded
 from .surrogate import distilled
-from .tries import EFFORTS, WHOLE, Budget, Effort, Trial
+from .tries import EFFORTS, Budget, Effort, Trial
 from .verdict import judge
 
 Surrogates = Mapping[str, nn.Module] | Literal["distil"]
@@ -82,7 +82,6 @@ def masking(
         others = _others(surrogates, model, images[right], labels[right], ball, number)
         for other in others.values():
             stack.enter_context(frozen(other))
-        room.size = fitting(room.size, WHOLE, images)
         _announce(subject, images[right], labels[right], budget, room)
         marks, points, broken = _examined(subject, images[right], labels[right], ball, effort, number, others, room)
         options = {"ball": ball, "budget": budget, "surrogates": ", ".join(others) or None, "batch": batch}

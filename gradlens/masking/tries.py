@@ -22,7 +22,7 @@ from .subject import Subject
 
 Budget = Literal["quick", "standard", "thorough"]
 Attack = Callable[[Images, Labels, Draws], Best]
-WHOLE = 50  # steps of the attack that may go anywhere in the box, the longest that is recorded point by point
+WHOLE = 50  # steps of the attack that may go anywhere in the box
 P_INIT = 0.8  # share of pixels in Square's first squares, its paper's choice
 
 
@@ -130,8 +130,8 @@ class Trial:
         self.marks["not monotone"] = ends & ~at_twice
         span = (ball.high - ball.low) * (1 if ball.norm == "linf" else x[0].numel() ** 0.5)
         whole = Ball(span, ball.norm, ball.low, ball.high)
-        far = traced(plain, x, y, whole, x, WHOLE, 2.5 * span / WHOLE, cross_entropy)
-        self.marks["unbounded"] = ~errs(self.subject.judge, far.best, x, y, whole)
+        far = climb(along(plain, y, cross_entropy), x, whole, x, WHOLE, best=Best.none(x))
+        self.marks["unbounded"] = ~errs(self.subject.judge, far.points, x, y, whole)
         self.marks["naive"], self.ends = ends, trace.adversarial
         return ~ends & ~ever  # what was fooled on the way is the row "silent success" and no other
 

@@ -44,7 +44,7 @@ TRAINED = """
 from pathlib import Path
 import pandas as pd
 rows = [("SL", 0, "clean", 0.5), ("SL", 1, "clean", 1.0), ("SL", 0, "PGD", 0.0), ("SL", 1, "PGD", 0.25),
-        ("RL", 0, "clean", 0.75)]
+        ("RL", 0, "clean", 0.75), ("RL-adv", 0, "FGSM", 0.5)]
 accuracy = pd.DataFrame(rows, columns=["arm", "seed", "attack", "accuracy"])
 accuracy.to_parquet(Path(out) / "accuracy.parquet")
 spent = [("SL", 0, 1, 9.0), ("SL", 0, 2, 2.0), ("SL", 0, 3, 2.5), ("RL", 0, 1, 100.0), ("RL", 0, 2, 120.0)]
@@ -52,10 +52,11 @@ curves = pd.DataFrame(spent, columns=["arm", "seed", "epoch", "seconds"])
 curves.to_parquet(Path(out) / "training_curves.parquet")
 """
 LEARNED = """\
-| group | arm | seeds | clean | PGD | epochs | seconds an epoch |
-|---|---|---|---|---|---|---|
-| A place | SL | 2 | 75.0% [50.0%, 100.0%] | 12.5% [0.0%, 25.0%] | 3 | 2.5 |
-| A place | RL | 1 | 75.0% |  | 2 | 110 |
+| group | arm | seeds | clean | PGD | FGSM | epochs | seconds an epoch |
+|---|---|---|---|---|---|---|---|
+| A place | SL | 2 | 75.0% [50.0%, 100.0%] | 12.5% [0.0%, 25.0%] |  | 3 | 2.5 |
+| A place | RL | 1 | 75.0% |  |  | 2 | 110 |
+| A place | RL-adv | 1 |  |  | 50.0% |  |  |
 """
 
 
@@ -208,13 +209,38 @@ def test_kept_claims_are_the_differences_of_what_each_run_reads(name):
     assert seen > 15
 
 
-def test_what_was_trained_at_what_cost_is_read_off_its_tables_too(built):
-    built.notebook("two", built.figure("accuracy"), built.figure("training_curves"), TRAINED)
+MASKED = """
+from pathlib import Path
+import pandas as pd
+rows = [("SL", "usable", 0.02, 0.01, 0.1), ("RL", "suspect", 0.25, 0.125, 0.5), ("SL-adv", "usable", 0.0, 0.0, 0.1),
+        ("SL x 1000", "masked", 0.5, 0.4, 0.6)]
+gaps = pd.DataFrame(rows, columns=["model", "verdict", "gap", "low", "high"])
+gaps.to_parquet(Path(out) / "gaps.parquet")
+"""
+JUDGED = """\
+| group | usable | suspect | masked | of what is not masked, the most that plain PGD misses |
+|---|---|---|---|---|
+| A place | SL, SL-adv | RL | SL x 1000 | 25.0% [12.5%, 50.0%], RL |
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "figures", "source", "table"),
+    [("training", ("accuracy", "training_curves"), TRAINED, LEARNED), ("masking", ("gaps",), MASKED, JUDGED)],
+)
+def test_what_was_trained_and_judged_is_read_off_its_tables_too(built, capsys, name, figures, source, table):
+    built.notebook("two", *map(built.figure, figures), source)
     assert built.build() == 0
     marks = "<!-- figures.tiny{0} -->\nold\n<!-- /figures.tiny{0} -->\n"
-    (built.root / "README.md").write_text(marks.format("") + marks.format(".training"))
+    readme = built.root / "README.md"
+    readme.write_text(marks.format("") + marks.format(f".{name}"))
     assert built.run("keep", "tiny", "--readme") == 0
-    assert (built.root / "README.md").read_text() == (
+    assert readme.read_text() == (
         "<!-- figures.tiny -->\n<!-- /figures.tiny -->\n"
-        f"<!-- figures.tiny.training -->\n{LEARNED}<!-- /figures.tiny.training -->\n"
+        f"<!-- figures.tiny.{name} -->\n{table}<!-- /figures.tiny.{name} -->\n"
     )
+    readme.write_text(broken := marks.format("") + f"<!-- figures.tiny.{name} -->\nno end")
+    capsys.readouterr()
+    assert built.run("keep", "tiny", "--readme") == 2
+    assert f"has no <!-- figures.tiny.{name} --> ... <!-- /figures.tiny.{name} -->" in capsys.readouterr().err
+    assert readme.read_text() == broken

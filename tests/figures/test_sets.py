@@ -89,13 +89,15 @@ def test_a_profile_wins_over_a_notebook_and_a_notebook_over_its_set(house):
 def test_a_profile_takes_what_it_leaves_open_from_another_sets(house, capsys):
     place = house.root / "figures" / "sets"
     tiny = (place / "tiny.toml").read_text() + "[profiles.smoke.notebook.two]\nlevel = 0.25\nsamples = 7\n"
-    (place / "tiny.toml").write_text(tiny)
+    (place / "tiny.toml").write_text(tiny.replace("[profiles.smoke]\n", '[profiles.smoke]\nsweep = "small.toml"\n'))
     more = tiny.partition("[profiles.smoke]")[0] + '[[notebook]]\nname = "two"\ncalled = "again"\n'
     (place / "other.toml").write_text(
         more + '[profiles.smoke]\nlike = "tiny"\nparameters = { runs = "more" }\n'
         "[profiles.smoke.notebook.again]\nsamples = 2\n"
     )
-    books = {book.name: book.parameters for book in sets.load("other", house.root).under("smoke").notebooks}
+    smoke = sets.load("other", house.root).under("smoke")
+    assert smoke.sweep == "small.toml"
+    books = {book.name: book.parameters for book in smoke.notebooks}
     assert books == {
         "one": {"runs": "more", "samples": 1},
         "two": {"runs": "more", "samples": 7, "level": 0.25},
@@ -103,6 +105,12 @@ def test_a_profile_takes_what_it_leaves_open_from_another_sets(house, capsys):
     }
     (place / "other.toml").write_text(more + '[profiles.quick]\nlike = "tiny"\n')
     assert "[profiles.quick]: like is 'tiny', which has no profile 'quick'" in refused(house, capsys, "other")
+    (place / "other.toml").write_text(more + '[profiles.smoke]\nlike = "tinny"\n')
+    said = "other.toml, [profiles.smoke]: like is 'tinny', expected another set; did you mean 'tiny'?"
+    assert said in refused(house, capsys, "other")
+    (place / "other.toml").write_text(more + '[profiles.smoke]\nlike = "third"\n')
+    (place / "third.toml").write_text(more + '[profiles.smoke]\nlike = "other"\n')
+    assert "third.toml, [profiles.smoke]: like is 'other', expected another set" in refused(house, capsys, "other")
 
 
 def test_a_set_says_how_long_its_notebooks_may_take_and_the_builder_knows_better(house):
@@ -238,6 +246,11 @@ def test_terminal_colours_are_taken_out():
         ("points, at least 3; odd", 1, "at least 3"),
         ("points, at least 3; odd", 5, ""),
         ("an oddity, above all", 4, ""),
+        ("nothing changes above 5", 1, ""),
+        ("eps, at least 1/255", 8 / 255, ""),
+        ("a rate, at least 1e-3", 0.01, ""),
+        ("a share, not above 1", 0.5, ""),
+        ("a share, at least 0.5.", 0.25, "at least 0.5"),
         ("at least 1", "none", ""),
     ],
 )

@@ -65,9 +65,10 @@ def normed() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("count", [2, None])
-def test_parts_are_the_whole(name, count, here, cnn, samples, tmp_path):
-    """Also in the record, and in what is left of the caller's random numbers."""
+@pytest.mark.parametrize(("count", "kept"), [(2, 2**26), (None, 2**26), (None, 700)])
+def test_parts_are_the_whole(name, count, kept, here, cnn, samples, tmp_path, monkeypatch):
+    """Also in the record, in what is left of the caller's random numbers, and where a chunk's steps do not fit."""
+    monkeypatch.setattr("gradlens.batches.KEPT", kept)
     call, options = getattr(gradlens, name), dict(SMALL.get(name, {}))
     first, second = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     given = {"generator": first} if "generator" in inspect.signature(call).parameters else {}
