@@ -168,6 +168,27 @@ def test_what_was_measured_once_is_seen_in_a_history(ax):
     dots = [one for one in ax.lines if one.get_marker() == "o"]
     assert [one.get_xydata().tolist() for one in dots] == [[[2.0, 0.5]]]
     assert mpl.colors.to_hex(dots[0].get_color()) == plots.COLOURS["SL"].lower()
+    low, high = ax.get_xlim()
+    assert low < 1 and high > 2 and ax.get_xscale() == "linear"
+
+
+def test_a_history_of_one_epoch_has_whole_epochs_and_a_much_longer_arm_squeezes_no_other(ax):
+    plots.history(pd.DataFrame({"epoch": [15], "arm": ["SL"], "clean": [0.5]}), ax)
+    ax.figure.canvas.draw()
+    labels = {text.get_text() for text in ax.get_xticklabels()}
+    assert "15" in labels and all(label.isdigit() for label in labels)
+    ax.clear()
+    rows = [
+        (epoch, arm, 0.5) for arm, epochs in (("SL", 90), ("RL", 15), ("exact", 15)) for epoch in range(1, epochs + 1)
+    ]
+    plots.history(pd.DataFrame(rows, columns=["epoch", "arm", "clean"]), ax)
+    ax.figure.canvas.draw()
+    assert ax.get_xscale() == "log"
+    low, high = ax.get_xlim()
+    shown = [
+        text.get_text() for text, at in zip(ax.get_xticklabels(), ax.get_xticks(), strict=True) if low <= at <= high
+    ]
+    assert shown == ["1", "2", "5", "10", "20", "50"]
 
 
 def made_of(plane: Surface, loss: Tensor, inside: Tensor | None = None) -> Surface:

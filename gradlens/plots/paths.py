@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from pandas import DataFrame
 
 from ..attacks import PGDTrace
@@ -43,7 +43,10 @@ def local_cosine(result: Stability, ax: Axes, *, name: str = "", band: bool = Tr
 
 
 def history(frame: DataFrame, ax: Axes, *, quantity: str = "clean") -> Axes:
-    """A training curve per arm: mean over seeds, with a band from the lowest to the highest; a dot if measured once."""
+    """A training curve per arm: mean over seeds, with a band from the lowest to the highest; a dot if measured once.
+
+    All epochs are shown, on a logarithmic axis where one arm trained for more than three times as many as most.
+    """
     arms = list(dict.fromkeys(frame["arm"]))
     palette = {arm: colour(arm, arms) for arm in arms}
     sns.lineplot(frame, x="epoch", y=quantity, hue="arm", palette=palette, errorbar=("pi", 100), ax=ax)
@@ -51,7 +54,18 @@ def history(frame: DataFrame, ax: Axes, *, quantity: str = "clean") -> Axes:
         if rows["epoch"].nunique() == 1:  # a line of one point is not seen
             ax.plot(rows["epoch"], rows[quantity], "o", color=palette[arm], ms=5, alpha=0.8)
     ax.set(xlabel="epoch", ylabel=quantity)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ends = frame.groupby("arm")["epoch"].max()
+    first, last = frame["epoch"].min(), ends.max()
+    if last > 3 * ends.median():
+        ax.set_xscale("log")
+        ax.set_xlim(first / 1.05, last * 1.05)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        room = max(0.5, 0.05 * (last - first))
+        ax.set_xlim(first - room, last + room)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.legend(title=None)
     return ax
 
