@@ -133,7 +133,7 @@ def judged(place: Path) -> str:
     rows = [["group", *verdicts, "of what is not masked, the most that plain PGD misses"]]
     for title, file in _kept_of(place, "gaps"):
         said = pd.read_csv(file)
-        models = [", ".join(said.loc[said["verdict"] == verdict, "model"]) for verdict in verdicts]
+        models = ["; ".join(said.loc[said["verdict"] == verdict, "model"]) for verdict in verdicts]
         rest = said[said["verdict"] != "masked"]
         worst = rest.sort_values("gap").iloc[-1] if len(rest) else None
         most = "" if worst is None else (

@@ -220,7 +220,7 @@ gaps.to_parquet(Path(out) / "gaps.parquet")
 JUDGED = """\
 | group | usable | suspect | masked | of what is not masked, the most that plain PGD misses |
 |---|---|---|---|---|
-| A place | SL, SL-adv | RL | SL x 1000 | 25.0% [12.5%, 50.0%], RL |
+| A place | SL; SL-adv | RL | SL x 1000 | 25.0% [12.5%, 50.0%], RL |
 """
 
 
