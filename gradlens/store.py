@@ -13,10 +13,11 @@ from torch import Tensor
 from .attacks import Distances, PGDTrace, QueryTrace
 from .ball import Ball
 from .curvature import Spectrum
-from .disk import packed, write
+from .disk import packed, saying, tidy, write
 from .entropy import Entropy
 from .gradients import Gradients
 from .landscape import InputPath, Surface, Trajectory, WeightSurface
+from .lock import Lock
 from .masking import Evidence, Masking, Planted
 from .provenance import Made, digest_named
 from .robustness import Curve, Robustness, Transfer
@@ -35,6 +36,7 @@ __all__ = ["RESULTS", "load", "save", "write"]
 def save(result: Any, path: str | os.PathLike[str]) -> Path:
     """Write a result to `path`, whole or not at all; what stood there before stays until the new file is complete.
 
+    Who saves to the same place meanwhile waits; what a killed one left there is cleared away.
     Raises ValueError for anything but a gradlens result.
     """
     if not isinstance(path, str | os.PathLike) or not os.path.basename(path):
@@ -44,7 +46,14 @@ def save(result: Any, path: str | os.PathLike[str]) -> Path:
     tensors: dict[str, Tensor] = {}
     record = json.dumps(_pack(result, "", tensors))
     metadata = {"format": FORMAT, "result": record, "sha256": _seal(record, tensors)}
-    return write(Path(path), packed(tensors, metadata))
+    place, content = Path(path), packed(tensors, metadata)
+    with saying(place):
+        lock = Lock(place.with_name(f".{place.name}.lock"), f"path {os.fspath(path)!r}", waits=True).take()
+    try:
+        tidy(place.parent, place.name)
+        return write(place, content)
+    finally:
+        lock.release()
 
 
 def load(path: str | os.PathLike[str]) -> Any:

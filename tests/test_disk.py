@@ -143,6 +143,15 @@ def test_what_a_killed_write_left_is_cleared_when_the_file_is_next_held(tmp_path
     assert {p.name for p in tmp_path.iterdir()} == {name, f".other.abc{UNFINISHED}"}
 
 
+def test_what_a_killed_save_left_is_cleared_by_the_next(tmp_path, images, cnn):
+    result = entropy(cnn, images)
+    for left in (f".result.abc{UNFINISHED}", ".result.lock", f".results.abc{UNFINISHED}"):
+        (tmp_path / left).write_bytes(b"half")
+    save(result, tmp_path / "result")
+    assert {p.name for p in tmp_path.iterdir()} == {"result", f".results.abc{UNFINISHED}"}
+    assert load(tmp_path / "result").frame().equals(result.frame())
+
+
 def test_the_same_content_is_the_same_bytes(tmp_path):
     """safetensors writes metadata in an order that changes from call to call."""
     metadata = {f"key {i}": f"é\n{i}" for i in range(6)}

@@ -112,7 +112,7 @@ def growth(
     names: tuple[str, ...] = ("entropy", "pgd by steps", "weight plane by points"),
 ) -> tuple[int, int, list[str]]:
     """Measurements of four sizes each, those of them whose working memory grew with the size."""
-    words = [sys.executable, "-m", "tests.bench.scaling", *names]
+    words = [sys.executable, "-m", "tests.bench.scaling", *names, "--memory"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     rows = done.stdout.splitlines()[1:]
     grown = [row for row in rows if row.endswith("memory grows")]
@@ -140,9 +140,9 @@ def main(words: list[str] | None = None) -> int:
     rows: dict[str, Row] = {
         f"kill -9 in {name}": lambda name=name: kills(name, given.moments, given.seed) for name in longest
     }
+    rows["growing memory"] = growth
     rows |= {name: lambda files=files, word=word: tests(files, word) for name, (files, word) in FAMILIES.items()}
     rows["nonsense"] = lambda: nonsense(given.examples, given.seed)
-    rows["growing memory"] = growth
     print(f"{'fault':<24} {'tried':>6} {'survived':>9} {'lost':>5} {'seconds':>8}")
     total, begun = 0, time.monotonic()
     with ThreadPoolExecutor(2) as pool:  # each row works in processes of its own
