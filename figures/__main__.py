@@ -42,7 +42,7 @@ class Build:
     engine: Literal["local", "ray"] = "local"  # processes of this machine, or Ray (the extra cluster) on a shared disk
     address: str | None = None  # HOST:PORT of a Ray cluster's head; if not given, one is started on this machine
     cpus: float | None = None  # Ray: cores that a run and a notebook reserve; 1 if not given
-    gpus: float | None = None  # Ray: GPUs, or the share of one, that a run reserves; notebooks measure on the CPU
+    gpus: float | None = None  # Ray: GPUs, or the share of one, that a run and a notebook reserve
     memory: str | None = None  # Ray: memory that a run and a notebook reserve, such as 2GiB
 
 

@@ -117,8 +117,8 @@ def _pool(asked: Plan, jobs: int) -> Executor:
     if asked.engine == "ray":
         known = {key: os.environ[key] for key in ("GRADLENS_DATA",) if key in os.environ}
         path = {"PYTHONPATH": environment(importable)["PYTHONPATH"]} if importable else {}
-        around = {**known, **path, "OMP_NUM_THREADS": "1"}
-        return Cluster(asked.address, cpus=asked.cpus, memory=asked.memory, environment=around)
+        around = {**known, **path, "OMP_NUM_THREADS": "1", "GRADLENS_CORES": str(asked.cpus or 1)}
+        return Cluster(asked.address, cpus=asked.cpus, gpus=asked.gpus, memory=asked.memory, environment=around)
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["papermill", "nbconvert"])  # seconds of import, once and not for each worker

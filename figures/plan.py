@@ -30,7 +30,7 @@ class Plan:
     engine: str = "local"  # or "ray"
     address: str | None = None  # HOST:PORT of a Ray cluster's head
     cpus: float | None = None  # Ray: cores that a run and a notebook reserve
-    gpus: float | None = None  # Ray: what a run reserves; notebooks measure on the CPU
+    gpus: float | None = None  # Ray: what a run and a notebook reserve; if not given both are on the CPU
     memory: str | None = None  # Ray: what a run and a notebook reserve
 
     @property

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -267,6 +269,31 @@ def test_a_stopped_measurement_goes_on_and_says_the_same(trained, tmp_path, monk
         for seed, one in seeds.items():
             for field in FIELDS:
                 torch.testing.assert_close(getattr(again[arm][seed], field), getattr(one, field), equal_nan=True)
+
+
+def test_workers_side_by_side_read_the_same(trained):
+    """A process a model, in double precision, where a sum in another order cannot turn a decision."""
+    models, x, y, ball, _ = trained
+    double = {arm: {s: copy.deepcopy(m).double() for s, m in seeds.items()} for arm, seeds in models.items()}
+    options = {"steps": 5, "longest": 20, "queries": 30}
+    alone = measure(double, x.double(), y, ball, **options)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        beside = measure(double, x.double(), y, ball, **options, executor=pool)
+    assert {arm: list(seeds) for arm, seeds in beside.items()} == {arm: list(seeds) for arm, seeds in models.items()}
+    for arm, seeds in alone.items():
+        for seed, one in seeds.items():
+            for field in FIELDS:
+                torch.testing.assert_close(getattr(beside[arm][seed], field), getattr(one, field), equal_nan=True)
+
+
+def test_a_model_that_cannot_be_sent_to_a_worker_is_named(trained):
+    models, x, y, ball, _ = trained
+    hooked = copy.deepcopy(models["SL"][0])
+    hooked.register_forward_hook(lambda *_: None)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="model 'RL 0' cannot be sent to the executor"):
+        measure({"SL": models["SL"], "RL": {0: hooked}}, x, y, ball, steps=1, longest=1, queries=1, executor=pool)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=r"model 'SL [01]': x"):
+        measure(models, x * torch.nan, y, ball, steps=1, longest=1, queries=1, executor=pool)
 
 
 def test_bad_input_names_what_is_wrong(trained):

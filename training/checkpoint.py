@@ -14,7 +14,7 @@ from torch import nn
 
 from gradlens.disk import seal_weights, write
 from gradlens.sealed import read_record, write_record
-from training import data, models, schedule
+from training import data, devices, models, schedule
 from training.config import Config
 from training.filling import fill
 
@@ -31,6 +31,7 @@ class Run:
     path: Path
     config: Config
     record: dict[str, Any]  # run.json
+    device: str = "cpu"  # where its models are put
 
     @property
     def name(self) -> str:
@@ -96,7 +97,7 @@ class Run:
             raise ValueError(f"run {self.name!r}: {name} is damaged, its SHA-256 differs from run.json")
         model = build(self.config, data.load(self.config.dataset))
         fill(model, safetensors.torch.load(content), f"run {self.name!r}: {name}")
-        return model.eval()
+        return model.eval().to(self.device)
 
     def reference(self) -> dict[str, Any]:
         """What a figure's manifest says of a run."""
@@ -151,14 +152,16 @@ def load(path: str | Path) -> Run:
         raise ValueError(f"run {str(path)!r}: run.json is damaged or of another version: {error!r}") from error
 
 
-def load_all(folder: str | Path, only: str = "") -> list[Run]:
+def load_all(folder: str | Path, only: str = "", device: str = "cpu") -> list[Run]:
     """The finished runs in a folder, by arm (SL, RL, SL-adv, RL-adv, then the others, each kind before what is called
-    otherwise) and seed; with `only`, those of the arms that it names, with | between them, as in "SL | RL".
+    otherwise) and seed; with `only`, those of the arms that it names, with | between them, as in "SL | RL". Their
+    models come on the `device` (see `devices.find`).
 
     Raises ValueError naming the folder where there is none, and how to make some, and for an arm that is not there; and
     for two runs of one arm, architecture and seed, as a changed sweep leaves them, which tables cannot tell apart.
     """
-    runs = [load(record.parent) for record in find(folder).glob("*/run.json")]
+    place = str(devices.find(device))
+    runs = [dataclasses.replace(load(record.parent), device=place) for record in find(folder).glob("*/run.json")]
     if not runs:
         own, default = f"training/sweeps/{Path(folder).name}.toml", "training/sweeps/digits.toml"
         raise ValueError(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradlens import Ball
 from gradlens.types import Images, Labels
-from training import augment, moments, readers
+from training import augment, devices, moments, readers
 from training.augment import Augmentation
 from training.moments import Moments
 
@@ -189,10 +189,15 @@ def _torchvision(name: str, classes: int, ball: Ball, augmentation: Augmentation
     )
 
 
-def subset(split: Split, samples: int, seed: int) -> tuple[Images, Labels]:
-    """`samples` images drawn without replacement, the same for every model; all of them where there are no more."""
+def subset(split: Split, samples: int, seed: int, device: str = "cpu") -> tuple[Images, Labels]:
+    """`samples` images drawn without replacement, the same for every model; all of them where there are no more.
+
+    They and their labels come on the `device` (see `devices.find`).
+    """
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:samples]
-    return split.at(order)
+    x, y = split.at(order)
+    place = devices.find(device)
+    return x.to(place), y.to(place)
 
 
 def part(split: Split, images: int) -> Split:

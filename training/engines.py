@@ -29,7 +29,7 @@ class Engine:
         if self.engine == "local":
             if beside := [name for name in ON_RAY if getattr(self, name) is not None]:
                 raise ValueError(f"{beside[0]} is {getattr(self, beside[0])!r}, expected it beside --engine ray alone")
-            jobs = (os.cpu_count() or 1) if self.jobs is None else self.jobs
+            jobs = cores() if self.jobs is None else self.jobs
             if jobs < 1:
                 raise ValueError(f"jobs is {jobs}, expected at least 1")
             # a fork would inherit torch's threads in the middle of their work
@@ -44,6 +44,14 @@ class Engine:
             self.address, cpus=self.cpus, gpus=self.gpus, memory=self.memory,
             packages=("gradlens", "training"), environment={"GRADLENS_DATA": str(readers.folder().resolve())},
         )  # fmt: skip
+
+
+def cores() -> int:
+    """The cores that this process may use: those that a cluster reserved for it, or those that the system gives it,
+    which in a container are not all there are."""
+    if reserved := os.environ.get("GRADLENS_CORES"):
+        return max(1, int(float(reserved)))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _follow() -> None:

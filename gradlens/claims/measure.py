@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,14 +79,18 @@ def measure(
     resume: str | Path | None = None,
     batch: int = BATCH,
     seed: int = 0,
+    executor: Executor | None = None,
 ) -> dict[str, dict[int, Readings]]:
     """Read every model on the same images `x` (batch, ...) with labels `y`; for `judge`.
 
     `models` maps arms ("SL", "RL", "SL-adv", "RL-adv", hybrids, controls) to models by training seed. `steps` of PGD
     are the customary number, `longest` those of the long runs; `queries` are Square's; `suite` is run by `robustness`
-    on what all of these left. With a folder `resume`, the attacks of a stopped call are not made again.
+    on what all of these left. With a folder `resume`, the attacks of a stopped call are not made again. Models are
+    read one after the other, or side by side by the workers of an `executor` (of concurrent.futures), each on one
+    thread and on the model's own device: small ones gain more from that than from threads.
 
-    Raises ValueError as `robustness` does, naming the model, and for fewer than two models.
+    Raises ValueError as `robustness` does, naming the model, for fewer than two models, and with an executor for one
+    that cannot be pickled.
     """
     check_count("steps", steps)
     check_count("longest", longest)
@@ -92,37 +99,103 @@ def measure(
     named = {f"{arm} {number}": model for arm, seeds in models.items() for number, model in seeds.items()}
     if len(named) < 2:
         raise ValueError(f"models are {list(named)}, expected at least two to hold against each other")
+    task = _Task(x, y, ball, steps, longest, queries, suite, batch, seed, resume)
+    whole = dict(tqdm(_each(task, named, executor), "claims", len(named), unit="model", delay=3, disable=None))
+    final = exchange(named, {name: whole[name].final for name in named}, batch=batch)
+    crossed = transfer(named, named, x, y, ball, batch=batch, generator=_stream(seed, "transfer"))
+    read = {
+        name: Readings(
+            **_attacked(whole[name].alone), **whole[name].rest,
+            worst=final[name].robust.double(), transfer=_withstood(crossed, named, name),
+        )
+        for name in named
+    }  # fmt: skip
+    return {arm: {number: read[f"{arm} {number}"] for number in seeds} for arm, seeds in models.items()}
+
+
+class _Task(NamedTuple):
+    """What is read from every model."""
+
+    x: ImagesLike
+    y: LabelsLike | None
+    ball: Ball
+    steps: int
+    longest: int
+    queries: int
+    suite: str
+    batch: int
+    seed: int
+    resume: str | Path | None
+
+
+class _Read(NamedTuple):
+    """What is read from a model without the others."""
+
+    alone: Robustness
+    final: Robustness
+    rest: dict[str, Tensor]
+
+
+def _each(task: _Task, models: Mapping[str, nn.Module], executor: Executor | None) -> Iterator[tuple[str, _Read]]:
+    """The models' readings, as they are done. Raises ValueError naming the model."""
+    if executor is None:
+        for name, model in models.items():
+            with _naming(name):
+                yield name, _read(task, name, model)
+        return
+    running: dict[Future[bytes], str] = {}
+    try:
+        for name, model in models.items():
+            running[executor.submit(_read_there, _pickled(name, (task, name, model)))] = name
+        for future in as_completed(running):
+            with _naming(running[future]):
+                yield running[future], pickle.loads(future.result())
+    finally:
+        for future in running:
+            future.cancel()
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"model {name!r}: {error}") from error
+
+
+def _pickled(name: str, content: object) -> bytes:
+    try:
+        return pickle.dumps(content)
+    except Exception as error:  # hooks, closures, handles: whatever a model may hold
+        raise ValueError(
+            f"model {name!r} cannot be sent to the executor ({error}), expected one that pickles, or no executor"
+        ) from error
+
+
+def _read_there(sent: bytes) -> bytes:
+    """In a worker. Bytes both ways: torch would have processes share tensors, which end with the one that made them."""
+    torch.set_num_threads(1)
+    task, name, model = pickle.loads(sent)
+    return pickle.dumps(_read(task, name, model))
+
+
+def _read(task: _Task, name: str, model: nn.Module) -> _Read:
+    x, y, ball, steps, longest, queries, suite, batch, seed, resume = task
     families = [
         Attack("pgd", pgd, {"steps": steps}),
         Attack("longest", pgd, {"steps": longest}),
         Attack("longest margin", pgd, {"steps": longest, "loss": margin}),
         Attack("square", square, {"queries": queries, "reach_edges": True}),
     ]
-    alone, final, rest = {}, {}, {}
-    for name, model in tqdm(named.items(), desc="claims", unit="model", delay=3, disable=None):
-        try:
-            stream = _stream(seed, "attacks")
-            alone[name] = robustness(
-                model, x, y, ball, attacks=families, exhaustive=True, batch=batch, generator=stream,
-                resume=_file(resume, name, "alone"),
-            )  # fmt: skip
-            final[name] = robustness(
-                model, x, y, ball, attacks=suite, found={"families": alone[name]}, batch=batch,
-                generator=_stream(seed, "suite"), resume=_file(resume, name, "suite"),
-            )  # fmt: skip
-            rest[name] = _rest(model, x, y, ball, steps, batch, seed)
-        except ValueError as error:
-            raise ValueError(f"model {name!r}: {error}") from error
-    final = exchange(named, final, batch=batch)
-    crossed = transfer(named, named, x, y, ball, batch=batch, generator=_stream(seed, "transfer"))
-    read = {
-        name: Readings(
-            **_attacked(alone[name]), **rest[name],
-            worst=final[name].robust.double(), transfer=_withstood(crossed, named, name),
-        )
-        for name in named
-    }  # fmt: skip
-    return {arm: {number: read[f"{arm} {number}"] for number in seeds} for arm, seeds in models.items()}
+    alone = robustness(
+        model, x, y, ball, attacks=families, exhaustive=True, batch=batch, generator=_stream(seed, "attacks"),
+        resume=_file(resume, name, "alone"),
+    )  # fmt: skip
+    final = robustness(
+        model, x, y, ball, attacks=suite, found={"families": alone}, batch=batch, generator=_stream(seed, "suite"),
+        resume=_file(resume, name, "suite"),
+    )  # fmt: skip
+    return _Read(alone, final, _rest(model, x, y, ball, steps, batch, seed))
 
 
 def _attacked(alone: Robustness) -> dict[str, Tensor]:
