@@ -87,12 +87,13 @@ def probability_margin(logits: Logits, y: Labels) -> PerSample:
     return (wrong + twice).logsumexp(1) - logits.logsumexp(1)
 
 
-def rescaled(logits: Logits, y: Labels) -> PerSample:
-    """Cross-entropy, in nats, of logits divided by the (detached) gap between the two largest.
+def rescaled(logits: Logits, y: Labels, t: float = 1.0) -> PerSample:
+    """Cross-entropy, in nats, of t times the logits divided by the (detached) gap between the two largest.
 
-    The gap becomes 1, so that float32 never rounds the softmax to 0 or 1 (MIFPE, Yamamura et al. 2022, with t = 1).
-    Logits whose two largest are equal are left as they are: there is nothing to rescale.
+    The gap becomes t, so that float32 never rounds the softmax to 0 or 1 (MIFPE, Yamamura et al. 2022). An attack takes
+    another t as `functools.partial(rescaled, t=10.0)`. Logits whose two largest are equal are not divided: there is
+    nothing to rescale.
     """
     top = logits.detach().topk(2, dim=1).values
     gap = top[:, 0] - top[:, 1]
-    return cross_entropy(logits / gap.where(gap > 0, 1.0)[:, None], y)
+    return cross_entropy(t * logits / gap.where(gap > 0, 1.0)[:, None], y)

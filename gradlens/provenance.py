@@ -82,4 +82,7 @@ def versions() -> dict[str, str]:
 def _written(value: object) -> str:
     if isinstance(value, Tensor):
         return f"Tensor{tuple(value.shape)}"
+    if isinstance(value, functools.partial):  # its own repr has an address, which no other process shares
+        given = [*map(_written, value.args), *(f"{name}={_written(one)}" for name, one in value.keywords.items())]
+        return f"{_written(value.func)}({', '.join(given)})"
     return getattr(value, "__name__", None) or repr(value)

@@ -186,7 +186,7 @@ WORDS = {
         "standard", "plus", "rand", "random", "gradient", "margin", "logits",
     )
 } | {**JUNK, "images": images, "lists of them": lambda: [images()], "a dict": lambda: {"up": images()}}  # fmt: skip
-NUMERIC = ("step_size", "momentum", "sigma", "p_init", "span", "beyond", "precision", "adaptive")
+NUMERIC = ("step_size", "momentum", "sigma", "p_init", "pairs", "span", "beyond", "precision", "adaptive")
 COUNTED = (
     "steps", "restarts", "samples", "draws", "points", "queries", "population", "k", "count", "classes", "probes",
     "depth", "batch",

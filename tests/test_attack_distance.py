@@ -1,5 +1,6 @@
 """Every attack by gradients on a plane: it finds what is just beyond the boundary, and nothing within."""
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -46,6 +47,7 @@ LOSSES = {
     "margin": losses.margin,
     "dlr": losses.dlr,
     "rescaled": losses.rescaled,
+    "rescaled to 10": functools.partial(losses.rescaled, t=10.0),
     "probability_margin": losses.probability_margin,
     "cross_entropy": losses.cross_entropy,
     "targeted_dlr": losses.targeted_dlr,  # takes targets

@@ -31,6 +31,7 @@ BAD = {
     "gl.square(m, x, y, queries=2.5)": "queries is 2.5",
     "gl.square(m, x, y, queries='5')": "queries is '5'",
     "gl.square(m, x, y, p_init='a')": "p_init is 'a'",
+    "gl.square(m, x, y, pairs='a')": "pairs is 'a'",
     "gl.square(m, x, y, reach_edges=1)": "reach_edges is 1",
     "gl.square(m, x, y, ball=0.1)": "ball is 0.1",
     "gl.nes(m, x, y, population=2.5)": "population is 2.5",

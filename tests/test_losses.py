@@ -118,6 +118,8 @@ def test_rescaled_is_the_cross_entropy_of_logits_whose_gap_is_one(scale, logits,
     top = logits.sort(dim=1, descending=True).values
     slow = F.cross_entropy(logits / (top[:, :1] - top[:, 1:2]), labels, reduction="none")
     torch.testing.assert_close(losses.rescaled(logits, labels), slow)
+    tenfold = F.cross_entropy(10 * logits / (top[:, :1] - top[:, 1:2]), labels, reduction="none")
+    torch.testing.assert_close(losses.rescaled(logits, labels, t=10.0), tenfold)
 
 
 def test_rescaled_keeps_a_gradient_where_cross_entropy_has_lost_its_own():

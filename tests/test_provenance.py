@@ -1,5 +1,6 @@
 """The record of how a result was made tells different origins apart."""
 
+import functools
 import hashlib
 import platform
 from importlib.metadata import version
@@ -75,3 +76,8 @@ def test_types_shapes_and_order_of_memory(dtype):
     assert digest(t.T) == digest(t.T.contiguous())
     assert digest(t) != digest(t.to(torch.float32))
     assert digest(t, t[:1]) != digest(t[:1], t)
+
+
+def test_a_loss_with_an_argument_is_written_the_same_in_every_process(cnn, images):
+    loss = functools.partial(losses.rescaled, t=10.0)
+    assert "loss=rescaled(t=10.0)" in pgd(cnn, images, None, Ball(0.1), steps=1, loss=loss).made.call

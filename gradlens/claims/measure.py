@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..attacks import minimum_norm, pgd, square
+from ..attacks.queries.square import STRONGEST
 from ..ball import Ball
 from ..batches import BATCH
 from ..door import check_count
@@ -185,7 +186,7 @@ def _read(task: _Task, name: str, model: nn.Module) -> _Read:
         Attack("pgd", pgd, {"steps": steps}),
         Attack("longest", pgd, {"steps": longest}),
         Attack("longest margin", pgd, {"steps": longest, "loss": margin}),
-        Attack("square", square, {"queries": queries, "reach_edges": True}),
+        Attack("square", square, {"queries": queries, **STRONGEST}),
     ]
     alone = robustness(
         model, x, y, ball, attacks=families, exhaustive=True, batch=batch, generator=_stream(seed, "attacks"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..attacks import pgd, square
+from ..attacks.queries.square import STRONGEST
 from ..ball import Ball
 from ..batches import BATCH, answers, gathered
 from ..door import check_ball, check_count, check_generator
@@ -32,7 +33,7 @@ INNER, CANDIDATES = 200, 50  # points inside the ball that stay right, and point
 DEFAULT = (
     Attack("pgd-ce", pgd, {"steps": 20}),
     *QUICK[:3],
-    Attack("square", square, {"queries": 500, "reach_edges": True}),
+    Attack("square", square, {"queries": 500, **STRONGEST}),
 )
 PASS = 0.9  # of the planted examples found
 

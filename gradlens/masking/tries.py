@@ -11,6 +11,7 @@ from torch import nn
 
 from ..attacks.pgd import climb as traced
 from ..attacks.queries.rays import search as rays_search
+from ..attacks.queries.square import STRONGEST
 from ..attacks.queries.square import search as square_search
 from ..ball import Ball, expand
 from ..draws import Draws
@@ -188,7 +189,7 @@ class Trial:
         self._note("precision", survivors, attack)
 
     def _square(self, x: Images, y: Labels, draws: Draws) -> Best:
-        search = functools.partial(square_search, draws=draws, p_init=P_INIT, is_edged=True)
+        search = functools.partial(square_search, draws=draws, p_init=P_INIT, is_edged=True, pairs=STRONGEST["pairs"])
         return asked(search, self.subject.scores, x, y, self.ball, self.effort.square)
 
     def _rays(self, x: Images, y: Labels, draws: Draws) -> Best:

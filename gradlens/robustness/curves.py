@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..attacks import pgd, square
+from ..attacks.queries.square import STRONGEST
 from ..ball import Ball
 from ..batches import BATCH, gathered
 from ..door import check_ball, check_choice, check_count, check_generator, is_number
@@ -188,7 +189,7 @@ def _over_queries(
     for where in _left(broken_at, bout.batch):
         x, y = bout.images[where], bout.labels[where]
         stream = torch.Generator().manual_seed(mixed(number, "square"))
-        trace = square(bout.model, x, y, bout.ball, queries=int(values[-1]), reach_edges=True, generator=stream)
+        trace = square(bout.model, x, y, bout.ball, queries=int(values[-1]), generator=stream, **STRONGEST)
         counted = bout.errs(trace.adversarial, x, y) & bout.ball.contains(trace.adversarial, x)
         for value in reversed(values):
             broken_at[where[counted & (trace.found_at <= value)]] = value

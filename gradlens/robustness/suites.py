@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 
 from ..attacks import apgd, apgd_targeted, hopskipjump, nes, pgd, rays, square
+from ..attacks.queries.square import STRONGEST
 from ..ball import Ball
 from ..losses import margin
 from ..types import Images
@@ -52,7 +53,7 @@ FULL = (
     *STANDARD,
     # a path keeps its gradients: in parts of 32, a thousand steps on images of 3 x 32 x 32 take 0.4 GB
     Attack("pgd-1000", pgd, {"steps": 1000, "loss": margin, "restarts": 5, "batch": 32}),
-    Attack("square", square, {"queries": 10_000, "reach_edges": True}),
+    Attack("square", square, {"queries": 10_000, **STRONGEST}),
     Attack("nes", nes),
     Attack("rays", rays, {"queries": 40_000, "until_broken": True}),
     Attack("hopskipjump", hopskipjump, {"until_broken": True}),

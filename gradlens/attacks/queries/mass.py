@@ -1,5 +1,6 @@
 """Moves of the Square attack under L2: the length of a perturbation is shifted from window to window."""
 
+import math
 from functools import cache
 
 import torch
@@ -48,6 +49,23 @@ def shift(best: Tensor, x: Tensor, numbers: Tensor, size: Size, ball: Ball) -> T
     delta = delta.masked_fill(off, 0.0)
     delta[where] = new
     return (x + ball.eps * unit(delta).nan_to_num(0.0)).clamp(ball.low, ball.high)
+
+
+def turn(best: Tensor, x: Tensor, numbers: Tensor, ball: Ball) -> Tensor:
+    """The perturbation turned in the plane of two pixels, by up to a quarter of a half turn either way.
+
+    `numbers`: the first pixel, the other one, the angle. On a plane each such step that is kept brings the perturbation
+    nearer to the normal, and the only one that none improves is the normal itself.
+    """
+    delta = (best - x).flatten(1)
+    sample, size = torch.arange(len(delta), device=delta.device), delta.shape[1]
+    one = (numbers[:, 0] * size).long().clamp(max=size - 1)
+    other = (one + 1 + (numbers[:, 1] * (size - 1)).long().clamp(max=size - 2)) % size
+    angle = (2 * numbers[:, 2] - 1) * (math.pi / 4)
+    a, b = delta[sample, one], delta[sample, other]
+    delta[sample, one] = a * angle.cos() - b * angle.sin()
+    delta[sample, other] = a * angle.sin() + b * angle.cos()
+    return (x + ball.eps * unit(delta.view_as(x)).nan_to_num(0.0)).clamp(ball.low, ball.high)
 
 
 def _length(t: Tensor) -> Tensor:
