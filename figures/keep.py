@@ -41,7 +41,7 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
         raise ValueError(f"to is {place}, where the set {before['set']!r} is kept, expected {made['set']!r} or none")
     if not (built := _built(made)):
         raise ValueError(f"out is {out}, where no notebook is built; build the set first")
-    rows = {book["name"]: book for book in before["notebooks"] if book["name"] in _built(before) - built}
+    rows = {book["name"]: book for book in _dated(before) if book["name"] in _built(before) - built}
     unfinished = place.with_name(f".{place.name}{stamp.UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -53,7 +53,7 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
         if figure["notebook"]["name"] in built:
             _keep(figure, out, unfinished)
             figures[figure["notebook"]["name"], figure["name"]] = figure
-    books = [rows.get(book["name"], book) for book in made["notebooks"]]
+    books = [rows.get(book["name"], book) for book in _dated(made)]
     order = [book["name"] for book in books]
     shown = [figures[key] for key in sorted(figures, key=lambda key: order.index(key[0])) if key[0] in order]
     made |= {"notebooks": books, "figures": shown, "sweeps": _sweeps(before, made, rows)}
@@ -66,6 +66,12 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
     unfinished.rename(place)
     shutil.rmtree(old, ignore_errors=True)
     return place
+
+
+def _dated(made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The manifest's notebooks, each built one with what it ran on: kept beside others, it may be another machine."""
+    where = {key: made[key] for key in ("python", "platform", "versions")}
+    return [{**where, **book} if _is_built(book) else book for book in made["notebooks"]]
 
 
 def _built(made: Mapping[str, Any]) -> set[str]:

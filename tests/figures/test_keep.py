@@ -1,6 +1,7 @@
 """What is kept of a set: whole, small, traceable; findings are read off the tables."""
 
 import json
+import platform
 import shutil
 from pathlib import Path
 
@@ -80,7 +81,9 @@ def test_a_set_is_kept_whole_and_its_findings_are_read_off_its_tables(built, cap
     assert built.run("keep", "tiny", "--readme") == 0
     kept = built.root / "figures" / "tiny"
     assert "MB, built 20" in capsys.readouterr().out
-    assert manifest.read(kept) == manifest.read(built.out)
+    made, said = manifest.read(built.out), manifest.read(kept)
+    where = {key: made[key] for key in ("python", "platform", "versions")}
+    assert said == made | {"notebooks": [where | book for book in made["notebooks"]]}
     assert (built.root / "README.md").read_text() == (
         f"before\n<!-- figures.tiny -->\n{FOUND}<!-- /figures.tiny -->\nafter\n"
     )
@@ -130,8 +133,9 @@ def test_what_cannot_be_kept_is_refused_and_nothing_is_touched(built, capsys):
     assert "no notebook is built; build the set first" in refused()
 
 
-def test_what_is_built_elsewhere_joins_what_was_kept_before(built, capsys):
-    """A fresh folder in which one notebook alone is built: the other stays, with its commit, pictures and tables."""
+def test_what_is_built_elsewhere_joins_what_was_kept_before(built, capsys, monkeypatch):
+    """A fresh folder in which one notebook alone is built: the other stays, with its commit and machine, pictures and
+    tables."""
     assert built.build("--only", "one") == 0  # which is current, and says nothing of the other
     assert built.run("keep", "tiny", "--readme") == 0
     kept = built.root / "figures" / "tiny"
@@ -142,6 +146,7 @@ def test_what_is_built_elsewhere_joins_what_was_kept_before(built, capsys):
     ]
     shutil.rmtree(built.out)
     built.notebook("one", built.figure("one_figure"), TABLE, "print('another try')")
+    monkeypatch.setattr(platform, "platform", lambda: "another machine")
     assert built.build("--only", "one") == 0
     assert [book["status"] for book in manifest.read(built.out)["notebooks"]] == ["built", "missing"]
     capsys.readouterr()
@@ -149,6 +154,7 @@ def test_what_is_built_elsewhere_joins_what_was_kept_before(built, capsys):
     assert "not yet" not in capsys.readouterr().out
     after = manifest.read(kept)
     assert after["notebooks"][1] == before["notebooks"][1]
+    assert [book["platform"] for book in after["notebooks"]] == ["another machine", before["platform"]]
     assert after["sweeps"] == before["sweeps"] != manifest.read(built.out)["sweeps"]
     assert after["notebooks"][0]["sha256"] != before["notebooks"][0]["sha256"]
     assert [figure["name"] for figure in after["figures"]] == ["one_figure", "claims"]

@@ -13,7 +13,7 @@ from papermill.cli import papermill
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LEADING = ["runs", "dataset", "samples", "seed", "out"]
-ALLOWED = {"training.checkpoint", "training.data"}
+ALLOWED = {"training.checkpoint", "training.data", "training.engines"}
 
 
 def cells(path: Path, kind: str = "code") -> list[nbformat.NotebookNode]:
