@@ -122,7 +122,8 @@ def _pool(asked: Plan, jobs: int) -> Executor:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["papermill", "nbconvert"])  # seconds of import, once and not for each worker
-    return ProcessPoolExecutor(jobs, context, prepare, (max(1, cores() // jobs), importable))
+    threads = max(1, cores() // jobs)
+    return ProcessPoolExecutor(jobs, context, prepare, (threads, max(threads, cores() // 2 + 1), importable))
 
 
 @contextmanager

@@ -54,13 +54,16 @@ class Outcome:
     traceback: str = ""  # without terminal colours
 
 
-def prepare(threads: int, importable: str | None = None) -> None:
+def prepare(threads: int, beside: int, importable: str | None = None) -> None:
     """Make this worker's kernels use so many threads and import what lies in a folder, and the worker end with the
     build, which may be killed.
 
-    Kernels side by side would else fight for the cores; a kernel ends by itself when its worker is gone.
+    Kernels side by side would else fight for the cores; a kernel ends by itself when its worker is gone. What one
+    starts processes of its own for, such as the table of claims, lasts longest: it may start as many as `beside`, more
+    than its share, since the others leave it theirs one by one.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("GRADLENS_CORES", str(beside))
     os.environ.pop("MPLBACKEND", None)  # where a batch job sets Agg, cells would show no figure
     if importable is not None:
         os.environ |= environment(importable)

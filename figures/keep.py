@@ -10,7 +10,8 @@ from typing import Any
 from figures import manifest, stamp
 from figures.lock import Lock
 
-LARGEST = 300_000  # bytes of a table; what is larger holds single samples, and comes back by building the set
+LARGEST = 175_000  # bytes of a table; what is larger holds single samples, and comes back by building the set
+SHOWN = ("training_curves",)  # tables that those of a README are read off, kept at any size
 TAKEN = ("out", "readme", "sets")  # folders of figures/ with another use
 PICTURES = (".webp", ".png")  # the smaller first
 BEGIN, END = "<!-- figures.{} -->", "<!-- /figures.{} -->"
@@ -41,7 +42,7 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
         raise ValueError(f"to is {place}, where the set {before['set']!r} is kept, expected {made['set']!r} or none")
     if not (built := _built(made)):
         raise ValueError(f"out is {out}, where no notebook is built; build the set first")
-    rows = {book["name"]: book for book in _dated(before) if book["name"] in _built(before) - built}
+    rows = {book["name"]: book for book in before["notebooks"] if book["name"] in _built(before) - built}
     unfinished = place.with_name(f".{place.name}{stamp.UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -69,8 +70,9 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
 
 
 def _dated(made: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The manifest's notebooks, each built one with what it ran on: kept beside others, it may be another machine."""
-    where = {key: made[key] for key in ("python", "platform", "versions")}
+    """The manifest's notebooks, each built one with what it ran on: beside others that are kept, it may be the only one
+    that did."""
+    where = {key: made[key] for key in manifest.MACHINE if key in made}
     return [{**where, **book} if _is_built(book) else book for book in made["notebooks"]]
 
 
@@ -193,7 +195,7 @@ def _keep(figure: Mapping[str, Any], out: Path, place: Path) -> None:
         if file.suffix == ".parquet":
             found = io.BytesIO(manifest.content(figure, file.as_posix(), out))
             table = pd.read_parquet(found).to_csv(index=False, float_format="%.6g")
-            if len(table.encode()) <= LARGEST:
+            if len(table.encode()) <= LARGEST or file.stem in SHOWN:
                 (place / file.with_suffix(".csv")).write_text(table, encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any
 from figures import sets, stamp
 from figures.plan import Plan, portable
 from figures.published import Figure, published
+
+MACHINE = ("python", "platform", "gpus", "versions")
 
 
 def write(asked: Plan, stages: Mapping[str, float]) -> None:
@@ -26,9 +29,7 @@ def write(asked: Plan, stages: Mapping[str, float]) -> None:
         **commit(asked.root),
         "reproduce": reproduce(asked),
         "seed": _seed(asked.chosen),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": stamp.versions(),
+        **machine(),
         "sweeps": [{"folder": f, "path": p, "sha256": stamp.sha256(asked.root / p)} for f, p in _sweeps(asked).items()],
         "stages": {stage: round(seconds, 2) for stage, seconds in stages.items()},
         "notebooks": [_notebook(book, asked) for book in asked.chosen.notebooks],
@@ -92,6 +93,28 @@ def commit(root: Path) -> dict[str, Any]:
     head = _git(root, "rev-parse", "--verify", "HEAD")
     changes = _git(root, "status", "--porcelain")
     return {"commit": head, "dirty": None if changes is None else bool(changes)}
+
+
+def machine() -> dict[str, Any]:
+    """What a build ran on. Notebooks whose parameter `device` is auto measured on the first of the GPUs, if any."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "gpus": _gpus(),
+        "versions": stamp.versions(),
+    }
+
+
+def _gpus() -> list[str]:
+    """The names of the GPUs that CUDA shows; none where $CUDA_VISIBLE_DEVICES hides them."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return []
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        said = subprocess.run(asked, check=False, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return said.stdout.split("\n")[:-1] if said.returncode == 0 else []
 
 
 def scrub(value: Any, asked: Plan) -> Any:

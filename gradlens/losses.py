@@ -90,10 +90,12 @@ def probability_margin(logits: Logits, y: Labels) -> PerSample:
 def rescaled(logits: Logits, y: Labels, t: float = 1.0) -> PerSample:
     """Cross-entropy, in nats, of t times the logits divided by the (detached) gap between the two largest.
 
-    The gap becomes t, so that float32 never rounds the softmax to 0 or 1 (MIFPE, Yamamura et al. 2022). An attack takes
-    another t as `functools.partial(rescaled, t=10.0)`. Logits whose two largest are equal are not divided: there is
-    nothing to rescale.
+    The gap becomes t, so that float32 does not round the softmax to 0 or 1, as it does from a gap of 17 on (MIFPE, Yu &
+    Xu 2023, where t is 1 or 10). An attack takes another t as `functools.partial(rescaled, t=10.0)`. Logits whose two
+    largest are equal are not divided: there is nothing to rescale. Raises ValueError for a t that is not above 0.
     """
+    if not 0 < t < math.inf:
+        raise ValueError(f"t is {t!r}, expected a positive number")
     top = logits.detach().topk(2, dim=1).values
     gap = top[:, 0] - top[:, 1]
     return cross_entropy(t * logits / gap.where(gap > 0, 1.0)[:, None], y)

@@ -38,7 +38,7 @@ def made(
 ) -> Made:
     """Record a call; functions among the options are written by name, tensors by shape."""
     return Made(
-        call=f"{call}({', '.join(f'{name}={_written(value)}' for name, value in options.items())})",
+        call=f"{call}({', '.join(f'{name}={written(value)}' for name, value in options.items())})",
         model=named(model),
         data=data,
         seed=torch.initial_seed() if generator is None else generator.initial_seed(),
@@ -79,10 +79,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": str(torch.__version__), "gradlens": own}
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
+    """As one would type it: a function by its name, a tensor by its shape."""
     if isinstance(value, Tensor):
         return f"Tensor{tuple(value.shape)}"
     if isinstance(value, functools.partial):  # its own repr has an address, which no other process shares
-        given = [*map(_written, value.args), *(f"{name}={_written(one)}" for name, one in value.keywords.items())]
-        return f"{_written(value.func)}({', '.join(given)})"
+        given = [*map(written, value.args), *(f"{name}={written(one)}" for name, one in value.keywords.items())]
+        return f"{written(value.func)}({', '.join(given)})"
     return getattr(value, "__name__", None) or repr(value)

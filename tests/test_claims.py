@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import gradlens as gl
 from gradlens.claims import Readings, Scaled, as_confident_as, judge, measure, paired
@@ -294,6 +295,21 @@ def test_a_model_that_cannot_be_sent_to_a_worker_is_named(trained):
         measure({"SL": models["SL"], "RL": {0: hooked}}, x, y, ball, steps=1, longest=1, queries=1, executor=pool)
     with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=r"model 'SL [01]': x"):
         measure(models, x * torch.nan, y, ball, steps=1, longest=1, queries=1, executor=pool)
+    batches = DataLoader(TensorDataset(x, y), 8, collate_fn=lambda rows: tuple(map(torch.stack, zip(*rows, strict=True))))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="x or y cannot be sent to the executor"):
+        measure(models, batches, None, ball, steps=1, longest=1, queries=1, executor=pool)
+
+
+def test_a_worker_in_this_process_leaves_its_threads_alone(trained):
+    models, x, y, ball, _ = trained
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with ThreadPoolExecutor(1) as pool:
+            measure({"SL": models["SL"]}, x[:4], y[:4], ball, steps=1, longest=1, queries=1, executor=pool)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_bad_input_names_what_is_wrong(trained):

@@ -29,6 +29,7 @@ BAD = {
     "gl.pgd(m, x, y, loss='ce')": "loss is 'ce'",
     "gl.pgd(m, x, y, generator=3)": "generator is 3",
     "gl.square(m, x, y, queries=2.5)": "queries is 2.5",
+    "gl.claims.measure({'SL': {0: m, 1: m}}, x, y, executor=5)": "executor is 5",
     "gl.square(m, x, y, queries='5')": "queries is '5'",
     "gl.square(m, x, y, p_init='a')": "p_init is 'a'",
     "gl.square(m, x, y, pairs='a')": "pairs is 'a'",

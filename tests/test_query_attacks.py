@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradlens import Ball, hopskipjump, losses, nes, rays, square
 from gradlens.attacks.queries import BlackBox
 from gradlens.attacks.queries.mass import _hills, turn
-from gradlens.attacks.queries.square import search
+from gradlens.attacks.queries.square import STRONGEST, search
 from gradlens.draws import Draws
 from tests.analytic import Binary, Detached, Plane
 
@@ -59,6 +59,18 @@ def test_score_attacks_break_from_a_tenth_beyond_a_planes_distance_and_not_from_
     within = attack(model, x, y, Ball(0.99 * distance, norm), queries=300, generator=generator, **options)
     assert not within.success.any()
     assert (within.queries >= 298).all()
+
+
+@pytest.mark.parametrize(("side", "there", "queries"), [(6, 36, 1500), (6, 4, 4000), (3, 1, 1500), (8, 64, 4000)])
+def test_square_meets_planes_of_any_kind_under_l2_given_a_hundred_queries_a_pixel(side, there, queries, generator):
+    """Normals that lean on all pixels, on some and on one; three of each, from a tenth beyond the distance."""
+    for _ in range(3):
+        w = torch.randn(side * side, generator=generator)
+        w[torch.randperm(len(w), generator=generator)[there:]] = 0.0
+        model, y = Plane(w, b=float(0.5 * w.sum())), torch.zeros(2, dtype=torch.long)
+        x = (0.5 - 0.1 * w / w.norm()).view(1, 1, side, side).repeat(2, 1, 1, 1)
+        ball = Ball(1.1 * model.distance(x, "l2")[0].item(), "l2")
+        assert square(model, x, y, ball, queries=queries, generator=generator, **STRONGEST).success.all()
 
 
 def test_on_a_plane_under_l2_square_comes_closer_than_the_references(generator):
@@ -195,10 +207,30 @@ def test_a_turn_moves_two_pixels_and_keeps_the_length(shape, generator):
 def test_turns_stay_inside_box_and_ball_and_a_single_pixel_has_none(generator):
     model, x, y = digits_model()
     ball = Ball(0.4, "l2")
-    trace = square(model, x, y, ball, queries=60, pairs=1.0, generator=generator)
+    trace = square(model, x, y, ball, queries=140, pairs=1.0, generator=generator)
     assert ball.contains(trace.adversarial, x).all() and trace.success.any() and not trace.success.all()
     one = Plane(torch.tensor([1.0]), b=0.6)
     assert square(one, torch.tensor([[0.5]]), [0], Ball(0.2, "l2"), queries=50, pairs=1.0).success.all()
+    black = Plane(torch.tensor([1.0, 0.5]), b=0.35)  # a start towards the box leaves nothing to turn
+    start = torch.zeros(20, 2)
+    assert square(black, start, [0] * 20, Ball(0.4, "l2"), queries=60, pairs=1.0, generator=generator).success.all()
+
+
+@pytest.mark.parametrize(("queries", "eps"), [(150, 0.5), (600, 0.5), (600, 0.35)])
+def test_what_suites_run_under_l2_breaks_no_less_than_the_reference(queries, eps, generator):
+    """On a trained model, on a budget too short for turns and on one that has them; two seeds each."""
+    model, x, y = digits_model()
+    right, ball = model(x).argmax(1) == y, Ball(eps, "l2")
+    x, y = x[right], y[right]
+    ours, theirs = 0, 0
+    for seed in range(2):
+        ours += square(
+            model, x, y, ball, queries=queries, generator=generator.manual_seed(seed), **STRONGEST
+        ).success.sum()
+        with torch.random.fork_rng(devices=[]):
+            attack = SquareAttack(model, norm="L2", n_queries=queries - 2, eps=eps, device="cpu", seed=seed)
+            theirs += (model(attack.perturb(x, y)).argmax(1) != y).sum()
+    assert 10 < theirs <= ours
 
 
 @cache

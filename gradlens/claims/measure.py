@@ -88,20 +88,24 @@ def measure(
     are the customary number, `longest` those of the long runs; `queries` are Square's; `suite` is run by `robustness`
     on what all of these left. With a folder `resume`, the attacks of a stopped call are not made again. Models are
     read one after the other, or side by side by the workers of an `executor` (of concurrent.futures), each on one
-    thread and on the model's own device: small ones gain more from that than from threads.
+    thread and on the model's own device: small ones gain more from that than from threads. Where one fails, those that
+    have begun go on to their end.
 
-    Raises ValueError as `robustness` does, naming the model, for fewer than two models, and with an executor for one
-    that cannot be pickled.
+    Raises ValueError as `robustness` does, naming the model, for fewer than two models, for an executor of another
+    kind, and with one for images or a model that cannot be pickled.
     """
     check_count("steps", steps)
     check_count("longest", longest)
     if not isinstance(models, Mapping) or not all(isinstance(seeds, Mapping) for seeds in models.values()):
         raise ValueError(f"models are {models!r:.80}, expected arms by name, each a dict of models by training seed")
+    if executor is not None and not isinstance(executor, Executor):
+        raise ValueError(f"executor is {executor!r:.80}, expected one of concurrent.futures, or None")
     named = {f"{arm} {number}": model for arm, seeds in models.items() for number, model in seeds.items()}
     if len(named) < 2:
         raise ValueError(f"models are {list(named)}, expected at least two to hold against each other")
     task = _Task(x, y, ball, steps, longest, queries, suite, batch, seed, resume)
-    whole = dict(tqdm(_each(task, named, executor), "claims", len(named), unit="model", delay=3, disable=None))
+    each = _each(task, named, executor)
+    whole = dict(tqdm(each, desc="claims", total=len(named), unit="model", delay=3, disable=None))
     final = exchange(named, {name: whole[name].final for name in named}, batch=batch)
     crossed = transfer(named, named, x, y, ball, batch=batch, generator=_stream(seed, "transfer"))
     read = {
@@ -145,9 +149,10 @@ def _each(task: _Task, models: Mapping[str, nn.Module], executor: Executor | Non
                 yield name, _read(task, name, model)
         return
     running: dict[Future[bytes], str] = {}
+    sent = _pickled("x or y", task)
     try:
         for name, model in models.items():
-            running[executor.submit(_read_there, _pickled(name, (task, name, model)))] = name
+            running[executor.submit(_read_there, sent, name, _pickled(f"model {name!r}", model))] = name
         for future in as_completed(running):
             with _naming(running[future]):
                 yield running[future], pickle.loads(future.result())
@@ -164,20 +169,23 @@ def _naming(name: str) -> Iterator[None]:
         raise ValueError(f"model {name!r}: {error}") from error
 
 
-def _pickled(name: str, content: object) -> bytes:
+def _pickled(what: str, content: object) -> bytes:
     try:
         return pickle.dumps(content)
     except Exception as error:  # hooks, closures, handles: whatever a model may hold
         raise ValueError(
-            f"model {name!r} cannot be sent to the executor ({error}), expected one that pickles, or no executor"
+            f"{what} cannot be sent to the executor ({error}), expected what pickles, or no executor"
         ) from error
 
 
-def _read_there(sent: bytes) -> bytes:
+def _read_there(task: bytes, name: str, model: bytes) -> bytes:
     """In a worker. Bytes both ways: torch would have processes share tensors, which end with the one that made them."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    task, name, model = pickle.loads(sent)
-    return pickle.dumps(_read(task, name, model))
+    try:
+        return pickle.dumps(_read(pickle.loads(task), name, pickle.loads(model)))
+    finally:
+        torch.set_num_threads(threads)  # a thread of the caller's own process may do the work
 
 
 def _read(task: _Task, name: str, model: nn.Module) -> _Read:

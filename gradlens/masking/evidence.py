@@ -62,7 +62,7 @@ TESTS = (
     Test("saturation", "saturated", "have a cross-entropy gradient too small for float32, and a margin gradient",
          0.5, 1.0, False, SATURATED, "Carlini & Wagner 2017", "a loss on logits: margin, DLR, rescaled (MIFPE)"),
     Test("float64 gains", "precision", "the same PGD breaks in float64 and not in float32",
-         LARGE, 1.0, True, SATURATED, "Yamamura et al. 2022", "float64, or a loss on logits"),
+         LARGE, 1.0, True, SATURATED, "Yu & Xu 2023", "float64, or a loss on logits"),
     Test("one step beats many", "one step", "one step of eps breaks and PGD does not",
          GAIN, LARGE, True, SHATTERED, ATHALYE, "random starts, smaller steps, averaged gradients"),
     Test("averaged gradients gain", "averaged", "mean gradients nearby break, those of the same loss at points do not",

@@ -189,7 +189,9 @@ class Trial:
         self._note("precision", survivors, attack)
 
     def _square(self, x: Images, y: Labels, draws: Draws) -> Best:
-        search = functools.partial(square_search, draws=draws, p_init=P_INIT, is_edged=True, pairs=STRONGEST["pairs"])
+        search = functools.partial(
+            square_search, draws=draws, p_init=P_INIT, is_edged=STRONGEST["reach_edges"], pairs=STRONGEST["pairs"]
+        )
         return asked(search, self.subject.scores, x, y, self.ball, self.effort.square)
 
     def _rays(self, x: Images, y: Labels, draws: Draws) -> Best:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..attacks import Distances, PGDTrace, QueryTrace
 from ..ball import Ball
 from ..model import frozen
-from ..provenance import digest
+from ..provenance import digest, written
 from ..types import Images, Labels
 from .record import Robustness
 
@@ -61,7 +61,7 @@ class Attack:
         return f"{self.name}={_written(self.run)}({', '.join(f'{k}={_written(v)}' for k, v in self.options.items())})"
 
     def __str__(self) -> str:
-        options = ", ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in self.options.items())
+        options = ", ".join(f"{k}={written(v)}" for k, v in self.options.items())
         return f"{self.name}({options})" if options else self.name
 
 

@@ -19,7 +19,7 @@ from ..draws import Draws, keys, mixed, seed
 from ..intervals import wilson
 from ..losses import margin
 from ..model import frozen
-from ..provenance import NOTHING_LEFT, Made, made
+from ..provenance import NOTHING_LEFT, Made, made, written
 from ..types import Axis, ImagesLike, LabelsLike, Loss, PerSample
 from .rounds import Bout
 
@@ -130,7 +130,7 @@ def curve(
         record = made("curve", model, fingerprint, str(images.device), generator, ball=ball, **options)
         with tqdm(desc=f"curve over {over}", unit="budget", delay=3, disable=None, total=len(budgets)) as bar:
             run(bout, broken_at, budgets, loss, steps, number, bar)
-    name = "square" if over == "queries" else f"PGD on {getattr(loss, '__name__', 'a loss')}"
+    name = "square" if over == "queries" else f"PGD on {written(loss)}"
     return Curve(
         over=over, values=torch.tensor(budgets, dtype=torch.float64), broken_at=broken_at, attack=name, ball=ball,
         made=record,

@@ -1,6 +1,7 @@
 """What is kept of a set: whole, small, traceable; findings are read off the tables."""
 
 import json
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_a_set_is_kept_whole_and_its_findings_are_read_off_its_tables(built, cap
     kept = built.root / "figures" / "tiny"
     assert "MB, built 20" in capsys.readouterr().out
     made, said = manifest.read(built.out), manifest.read(kept)
-    where = {key: made[key] for key in ("python", "platform", "versions")}
+    where = {key: made[key] for key in ("python", "platform", "gpus", "versions")}
     assert said == made | {"notebooks": [where | book for book in made["notebooks"]]}
     assert (built.root / "README.md").read_text() == (
         f"before\n<!-- figures.tiny -->\n{FOUND}<!-- /figures.tiny -->\nafter\n"
@@ -164,6 +165,26 @@ def test_what_is_built_elsewhere_joins_what_was_kept_before(built, capsys, monke
     assert built.run("keep", "tiny") == 0
     assert "; not yet: two" in capsys.readouterr().out
     assert keep.findings(kept) == ""
+
+
+def test_a_manifest_names_the_gpus_that_a_build_could_use(built, tmp_path, monkeypatch):
+    """By a stand-in for NVIDIA's program; without one, or where CUDA hides the cards, there are none."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho One card\necho Another card\n")
+    program.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    assert manifest.machine()["gpus"] == ["One card", "Another card"]
+    assert built.run("build", "tiny") == 0
+    assert manifest.read(built.out)["gpus"] == ["One card", "Another card"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert manifest.machine()["gpus"] == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    program.write_text("#!/bin/sh\necho no driver >&2\nexit 9\n")
+    assert manifest.machine()["gpus"] == []
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert manifest.machine()["gpus"] == []
 
 
 def test_the_findings_of_the_readme_are_those_that_are_kept():

@@ -52,10 +52,10 @@ def shift(best: Tensor, x: Tensor, numbers: Tensor, size: Size, ball: Ball) -> T
 
 
 def turn(best: Tensor, x: Tensor, numbers: Tensor, ball: Ball) -> Tensor:
-    """The perturbation turned in the plane of two pixels, by up to a quarter of a half turn either way.
+    """The perturbation turned in the plane of two pixels, by up to an eighth of a turn either way.
 
-    `numbers`: the first pixel, the other one, the angle. On a plane each such step that is kept brings the perturbation
-    nearer to the normal, and the only one that none improves is the normal itself.
+    `numbers`: the first pixel, the other one, the angle. Away from the pixel box the length stays, and where the margin
+    is linear a perturbation that no such step improves lies along its gradient.
     """
     delta = (best - x).flatten(1)
     sample, size = torch.arange(len(delta), device=delta.device), delta.shape[1]

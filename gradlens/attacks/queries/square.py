@@ -18,7 +18,8 @@ from .record import QueryTrace
 from .run import Numbers, queried
 from .windows import Size, inside, signs
 
-STRONGEST: dict[str, Any] = {"reach_edges": True, "pairs": 0.5}  # breaks more than the reference's; for suites
+STRONGEST: dict[str, Any] = {"reach_edges": True, "pairs": 0.5}  # for suites: no less than the reference breaks
+TURNS = 2  # at least, a pixel: fewer gain less than the windows in whose place they come
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of p, in steps of an attack of 10,000
 
 
@@ -42,9 +43,10 @@ def square(
     to the budget. Images are (batch, ..., height, width), with anything between counted as channels; flat ones,
     (batch, pixels), get stretches in place of squares. The reference's squares never lie along the last row and
     column, and so neither do these, unless `reach_edges`, which is stronger on small images. Under L2 the squares'
-    hills and hollows meet a direction only so far (a plane of 36 pixels at 1.5 times its distance): `pairs` is the
-    share of steps, the last ones, that turn the perturbation between two random pixels and a random angle instead,
-    which the reference does not have, and with which a plane is broken from a tenth beyond its distance. A sample
+    hills and hollows meet a direction only so far (a plane of 36 pixels at 1.5 times its distance). `pairs` is the
+    share of steps, the last ones, that turn the perturbation between two random pixels by a random angle instead; the
+    reference has none, and Linf has no use for them. With half of the steps a plane is broken from a tenth beyond its
+    distance, given some hundred queries a pixel. There are none where they would be fewer than two a pixel. A sample
     leaves once it is broken.
 
     `x`, `y`, `batch` as in `pgd`. Raises ValueError as `pgd` does, for random models, for a budget that is not a
@@ -74,7 +76,8 @@ def search(box: BlackBox, draws: Draws, p_init: float, *, is_edged: bool, pairs:
     begin = Numbers(uniform, c * w if is_linf else (c + 1) * len(tile_places(h, w)), draws, x)
     numbers = Numbers(uniform, c + 2 if is_linf else c + 5, draws, x)
     steps = box.queries - 2  # the clean image and the start are asked already
-    windows = steps if is_linf or x[0].numel() < 2 else steps - round(pairs * steps)
+    turns = 0 if is_linf or x[0].numel() < 2 else round(pairs * steps)
+    windows = steps - turns if turns >= TURNS * x[0].numel() else steps
     for step in range(-1, steps):
         who = box.active()
         if not len(who):
@@ -82,13 +85,12 @@ def search(box: BlackBox, draws: Draws, p_init: float, *, is_edged: bool, pairs:
         now = x[who]
         if step < 0:
             point = (_stripes if is_linf else tiles)(now, begin.block(who, 1)[:, 0], box.ball)
-        elif step >= windows:
-            point = turn(box.best[who].view_as(now), now, numbers.step(who), box.ball)
         else:
-            best = box.best[who].view_as(now)
-            size = Size(*_sides(_share(p_init, step, windows), h, w, least=1 if is_linf else 3), is_edged)
-            move = _recolour if is_linf else shift
-            point = move(best, now, numbers.step(who), size, box.ball)
+            best, drawn = box.best[who].view_as(now), numbers.step(who)
+            share = _share(p_init, min(step, windows), max(windows, 1))
+            size = Size(*_sides(share, h, w, least=1 if is_linf else 3), is_edged)
+            move = _turned if step >= windows else _recolour if is_linf else shift
+            point = move(best, now, drawn, size, box.ball)
         box.margins(point.view(len(who), *box.x.shape[1:]), who)
 
 
@@ -119,6 +121,13 @@ def _stripes(x: Tensor, numbers: Tensor, ball: Ball) -> Tensor:
     """Vertical stripes of +-eps, a sign for each column and channel."""
     n, c, _, w = x.shape
     return (x + ball.eps * signs(numbers).view(n, c, 1, w)).clamp(ball.low, ball.high)
+
+
+def _turned(best: Tensor, x: Tensor, numbers: Tensor, size: Size, ball: Ball) -> Tensor:
+    """A turn, or a window where the pixel box left the best point at the image itself: nothing to turn."""
+    is_there = (best != x).flatten(1).any(1)[:, None, None, None]
+    point = turn(best, x, numbers, ball)
+    return point if is_there.all() else point.where(is_there, shift(best, x, numbers, size, ball))
 
 
 def _recolour(best: Tensor, x: Tensor, numbers: Tensor, size: Size, ball: Ball) -> Tensor:
