@@ -295,7 +295,9 @@ def test_a_model_that_cannot_be_sent_to_a_worker_is_named(trained):
         measure({"SL": models["SL"], "RL": {0: hooked}}, x, y, ball, steps=1, longest=1, queries=1, executor=pool)
     with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=r"model 'SL [01]': x"):
         measure(models, x * torch.nan, y, ball, steps=1, longest=1, queries=1, executor=pool)
-    batches = DataLoader(TensorDataset(x, y), 8, collate_fn=lambda rows: tuple(map(torch.stack, zip(*rows, strict=True))))
+    batches = DataLoader(
+        TensorDataset(x, y), 8, collate_fn=lambda rows: tuple(map(torch.stack, zip(*rows, strict=True)))
+    )
     with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="x or y cannot be sent to the executor"):
         measure(models, batches, None, ball, steps=1, longest=1, queries=1, executor=pool)
 

@@ -6,8 +6,7 @@ import torch
 def find(name: str) -> torch.device:
     """The device of this name: cpu, cuda (the current one, or cuda:1 and so on), or auto, cuda where there is one.
 
-    A small network on small images is as fast on a processor core, of which there are more. Raises ValueError for
-    another name, and for cuda where there is none.
+    Raises ValueError for another name, and for cuda where there is none.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

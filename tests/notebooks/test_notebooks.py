@@ -37,7 +37,8 @@ def test_the_leading_parameters_are_literals_with_a_type_and_a_comment(path: Pat
     (cell,) = (cell for cell in cells(path) if "parameters" in cell.metadata.get("tags", []))
     assert cell == cells(path)[0]
     assigned = ast.parse(cell.source).body
-    assert [statement.target.id for statement in assigned][: len(LEADING)] == LEADING
+    names = [statement.target.id for statement in assigned]
+    assert names[: len(LEADING)] == LEADING and names[-1] == "device"
     for statement, line in zip(assigned, cell.source.splitlines(), strict=True):
         kind = {"str": str, "int": int, "float": float, "bool": bool}[statement.annotation.id]
         assert isinstance(ast.literal_eval(statement.value), kind)
