@@ -67,14 +67,22 @@ def slow(model: nn.Module, image: Tensor, label: Tensor, start: Tensor, ball: Ba
 def test_it_visits_the_points_of_the_papers_algorithm_with_its_step_sizes(ball, loss, cnn, images, labels):
     start = ball.sample(images, torch.Generator().manual_seed(2))
     trace = gl.apgd(cnn, images, labels, ball, steps=40, loss=loss, start=start)
+    seen: list[int] = []
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         told = slow(cnn, image, label, start[i], ball, 40, loss)
         torch.testing.assert_close(trace.loss[:, i], torch.tensor(told["values"]).double(), rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(trace.step_size[:, i], torch.tensor(told["sizes"]).double())
+        # whether a loss that stands still has risen hangs on its last digit, and the next halving on that
+        rises, theirs = trace.loss[:, i].diff(), torch.tensor(told["values"], dtype=torch.float64).diff()
+        parted = (rises.sign() != theirs.sign()).nonzero().flatten().tolist()
+        assert max(rises[parted].abs().tolist() + theirs[parted].abs().tolist(), default=0) < 1e-12
+        clear = min([*parted, len(rises)])
+        seen.append(clear)
+        torch.testing.assert_close(trace.step_size[:clear, i], torch.tensor(told["sizes"]).double()[:clear])
         torch.testing.assert_close(trace.adversarial[i], told["points"][-1], rtol=0, atol=1e-6)
         moved = [(b - a).norm() for a, b in zip(told["points"], told["points"][1:], strict=False)]
         torch.testing.assert_close(trace.moved[:, i], torch.stack(moved), rtol=0, atol=1e-6)
-        assert trace.halvings[i] == len(set(told["sizes"])) - 1
+        assert clear < len(rises) or trace.halvings[i] == len(set(told["sizes"])) - 1
+    assert sorted(seen)[2] == 40  # most part nowhere
     assert trace.halvings.min() >= 2 and len(trace.halvings.unique()) > 1  # samples halve each in their own time
     assert ball.contains(trace.best, images).all()
 

@@ -57,7 +57,7 @@ def test_what_a_task_reserves_is_asked_for_by_the_sweep_and_by_notebooks(house, 
     ((address, said),) = reserved
     assert address == ("head:1",)
     assert (said["cpus"], said["memory"]) == (2.0, "2GiB")
-    assert not said.get("gpus")  # notebooks measure on the CPU: a GPU would lie idle
+    assert said["gpus"] == 0.5  # notebooks measure on a GPU where they have one
 
 
 def test_a_node_without_the_disk_is_a_failure_by_name(house):
