@@ -52,8 +52,7 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
     figures = {key: figure for key, figure in figures.items() if key[0] in rows}
     for figure in made["figures"]:
         if figure["notebook"]["name"] in built:
-            _keep(figure, out, unfinished)
-            figures[figure["notebook"]["name"], figure["name"]] = figure
+            figures[figure["notebook"]["name"], figure["name"]] = _keep(figure, out, unfinished)
     books = [rows.get(book["name"], book) for book in _dated(made)]
     order = [book["name"] for book in books]
     shown = [figures[key] for key in sorted(figures, key=lambda key: order.index(key[0])) if key[0] in order]
@@ -182,11 +181,11 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n" if len(rows) > 1 else ""
 
 
-def _keep(figure: Mapping[str, Any], out: Path, place: Path) -> None:
-    """A figure's smallest picture, and its table if that is a small one."""
+def _keep(figure: Mapping[str, Any], out: Path, place: Path) -> dict[str, Any]:
+    """A figure's smallest picture, and its table if that is a small one; the figure with the table's hash."""
     import pandas as pd
 
-    files = [Path(file) for file in figure["files"]]
+    files, hashes = [Path(file) for file in figure["files"]], dict(figure["files"])
     picture = min((file for file in files if file.suffix in PICTURES), key=lambda file: PICTURES.index(file.suffix))
     kept = place / picture
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +195,10 @@ def _keep(figure: Mapping[str, Any], out: Path, place: Path) -> None:
             found = io.BytesIO(manifest.content(figure, file.as_posix(), out))
             table = pd.read_parquet(found).to_csv(index=False, float_format="%.6g")
             if len(table.encode()) <= LARGEST or file.stem in SHOWN:
-                (place / file.with_suffix(".csv")).write_text(table, encoding="utf-8")
+                written = file.with_suffix(".csv")
+                (place / written).write_bytes(table.encode())
+                hashes[written.as_posix()] = stamp.sha256(place / written)
+    return {**figure, "files": hashes}
 
 
 def _cell(lines: Any) -> str:

@@ -84,11 +84,14 @@ def test_a_set_is_kept_whole_and_its_findings_are_read_off_its_tables(built, cap
     assert "MB, built 20" in capsys.readouterr().out
     made, said = manifest.read(built.out), manifest.read(kept)
     where = {key: made[key] for key in ("python", "platform", "gpus", "versions")}
+    for figure in said["figures"]:
+        tables = {file: figure["files"].pop(file) for file in list(figure["files"]) if file.endswith(".csv")}
+        assert tables and all(built.sha256(kept / file) == digest for file, digest in tables.items())
     assert said == made | {"notebooks": [where | book for book in made["notebooks"]]}
     assert (built.root / "README.md").read_text() == (
         f"before\n<!-- figures.tiny -->\n{FOUND}<!-- /figures.tiny -->\nafter\n"
     )
-    for figure in manifest.read(kept)["figures"]:
+    for figure in made["figures"]:
         for file in map(Path, figure["files"]):
             if file.suffix == ".parquet":
                 table = pd.read_csv(kept / file.with_suffix(".csv"))
@@ -188,11 +191,17 @@ def test_a_manifest_names_the_gpus_that_a_build_could_use(built, tmp_path, monke
 
 
 def test_the_findings_of_the_readme_are_those_that_are_kept():
-    """No number of the study stands in the README that does not come from a table beside its manifest."""
+    """No number of the study stands in the README that does not come from a table beside its manifest, and each table
+    is the one that was kept."""
     kept, readme = ROOT / "figures" / "study", (ROOT / "README.md").read_text()
-    begin, end = keep.BEGIN.format("study"), keep.END.format("study")
-    assert readme.partition(begin)[2].partition(end)[0].strip() == keep.findings(kept).strip()
+    for mark, table in (("study", keep.findings), ("study.training", keep.trained), ("study.masking", keep.judged)):
+        begin, end = keep.BEGIN.format(mark), keep.END.format(mark)
+        assert readme.partition(begin)[2].partition(end)[0].strip() == table(kept).strip()
     made = manifest.read(kept)
+    hashed = {file: digest for figure in made["figures"] for file, digest in figure["files"].items()}
+    assert {
+        path.relative_to(kept).as_posix(): stamp.sha256(path) for path in kept.rglob("*.csv")
+    }.items() <= hashed.items()
     assert made["reproduce"] == "python -m figures build study"
     assert sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) < 20e6
     swept = {sweep["folder"]: sweep["sha256"] for sweep in made["sweeps"]}
