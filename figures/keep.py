@@ -69,8 +69,7 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
 
 
 def _dated(made: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The manifest's notebooks, each built one with what it ran on: beside others that are kept, it may be the only one
-    that did."""
+    """The manifest's notebooks, each built one with the machine it ran on: others that are kept may have another."""
     where = {key: made[key] for key in manifest.MACHINE if key in made}
     return [{**where, **book} if _is_built(book) else book for book in made["notebooks"]]
 

@@ -96,7 +96,7 @@ def commit(root: Path) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What a build ran on. Notebooks whose parameter `device` is auto measured on the first of the GPUs, if any."""
+    """What a build ran on. Notebooks whose parameter `device` is auto measured on one of the GPUs, if there are any."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -106,7 +106,7 @@ def machine() -> dict[str, Any]:
 
 
 def _gpus() -> list[str]:
-    """The names of the GPUs that CUDA shows; none where $CUDA_VISIBLE_DEVICES hides them."""
+    """The names of the machine's GPUs; none where $CUDA_VISIBLE_DEVICES hides them all."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return []
     try:

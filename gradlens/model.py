@@ -1,6 +1,7 @@
 """What gradlens asks of a model: logits, and gradients with respect to the input."""
 
 import math
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from numbers import Real
@@ -132,6 +133,14 @@ def predictive_entropy(answer: Logits) -> PerSample:
     """Entropy of the softmax of these logits, in nats."""
     log_p = answer.log_softmax(1)
     return -(log_p.exp() * log_p).sum(1)
+
+
+def pickled(content: object, what: str = "model") -> bytes:
+    """For another process. Raises ValueError, naming `what`, for hooks, closures, handles: whatever it may hold."""
+    try:
+        return pickle.dumps(content)
+    except Exception as error:
+        raise ValueError(f"{what} cannot be sent to other processes ({error}), expected one that pickles") from error
 
 
 def at_least_single(t: Tensor) -> Tensor:

@@ -37,6 +37,14 @@ def arms(noise: float = 0.01, seeds: int = 3, **means: dict[str, float]) -> dict
     }
 
 
+def assert_the_same(a: dict[str, dict[int, Readings]], b: dict[str, dict[int, Readings]]) -> None:
+    assert [(arm, list(seeds)) for arm, seeds in a.items()] == [(arm, list(seeds)) for arm, seeds in b.items()]
+    for arm, seeds in b.items():
+        for seed, one in seeds.items():
+            for field in FIELDS:
+                torch.testing.assert_close(getattr(a[arm][seed], field), getattr(one, field), equal_nan=True)
+
+
 def test_the_interval_over_seeds_alone_is_the_paired_t_test():
     """Where images do not differ, what is left is Student's interval over training seeds."""
     a, b = np.array([0.3, 0.5, 0.45, 0.6]), np.array([0.2, 0.45, 0.2, 0.4])
@@ -265,11 +273,7 @@ def test_a_stopped_measurement_goes_on_and_says_the_same(trained, tmp_path, monk
     options = {"steps": 5, "longest": 20, "queries": 30, "resume": tmp_path}
     measure(first, x, y, ball, **options)
     assert len(list(tmp_path.iterdir())) == 4
-    again = measure(models, x, y, ball, **options)
-    for arm, seeds in read.items():
-        for seed, one in seeds.items():
-            for field in FIELDS:
-                torch.testing.assert_close(getattr(again[arm][seed], field), getattr(one, field), equal_nan=True)
+    assert_the_same(measure(models, x, y, ball, **options), read)
 
 
 def test_workers_side_by_side_read_the_same(trained):
@@ -279,26 +283,24 @@ def test_workers_side_by_side_read_the_same(trained):
     options = {"steps": 5, "longest": 20, "queries": 30}
     alone = measure(double, x.double(), y, ball, **options)
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        beside = measure(double, x.double(), y, ball, **options, executor=pool)
-    assert {arm: list(seeds) for arm, seeds in beside.items()} == {arm: list(seeds) for arm, seeds in models.items()}
-    for arm, seeds in alone.items():
-        for seed, one in seeds.items():
-            for field in FIELDS:
-                torch.testing.assert_close(getattr(beside[arm][seed], field), getattr(one, field), equal_nan=True)
+        assert_the_same(measure(double, x.double(), y, ball, **options, executor=pool), alone)
 
 
 def test_a_model_that_cannot_be_sent_to_a_worker_is_named(trained):
     models, x, y, ball, _ = trained
     hooked = copy.deepcopy(models["SL"][0])
     hooked.register_forward_hook(lambda *_: None)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="model 'RL 0' cannot be sent to the executor"):
+    with (
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(ValueError, match="model 'RL 0' cannot be sent to other processes"),
+    ):
         measure({"SL": models["SL"], "RL": {0: hooked}}, x, y, ball, steps=1, longest=1, queries=1, executor=pool)
     with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=r"model 'SL [01]': x"):
         measure(models, x * torch.nan, y, ball, steps=1, longest=1, queries=1, executor=pool)
     batches = DataLoader(
         TensorDataset(x, y), 8, collate_fn=lambda rows: tuple(map(torch.stack, zip(*rows, strict=True)))
     )
-    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="x or y cannot be sent to the executor"):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="x or y cannot be sent to other processes"):
         measure(models, batches, None, ball, steps=1, longest=1, queries=1, executor=pool)
 
 

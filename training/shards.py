@@ -17,6 +17,7 @@ import gradlens
 from gradlens import Ball
 from gradlens.batches import BATCH, gathered, rejoined
 from gradlens.door import check_choice, check_count, check_generator, tensor_of
+from gradlens.model import pickled
 from gradlens.types import ImagesLike, LabelsLike
 from training import data
 from training.checkpoint import Run, Which
@@ -81,7 +82,7 @@ def sharded(
     pieces, data_of_all = _pieces(model, x, y, ball, batch or BATCH)
     source = torch.default_generator if generator is None else generator
     given = {**options, "ball": ball, "batch": batch}
-    sent = _pickled(model)
+    sent = pickled(model)
     tasks = [
         Shard(name, sent, part, given, source.get_state(), generator is not None, bool(engine.gpus))
         for part in _parts(pieces, shards)
@@ -170,13 +171,6 @@ def _parts(pieces: list[Piece], shards: int | None) -> list[list[Piece]]:
     count = min(shards or len(pieces), len(pieces))
     cuts = [len(pieces) * i // count for i in range(count + 1)]
     return [pieces[start:stop] for start, stop in itertools.pairwise(cuts)]
-
-
-def _pickled(model: nn.Module) -> bytes:
-    try:
-        return pickle.dumps(model)
-    except Exception as error:  # hooks, closures, handles: whatever a model may hold
-        raise ValueError(f"model cannot be sent to other processes ({error}), expected one that pickles") from error
 
 
 def _measured(shard: Shard) -> tuple[list[Any], Tensor]:

@@ -24,6 +24,7 @@ from ..draws import mixed
 from ..gradients import gradients
 from ..landscape import weight_line
 from ..losses import margin
+from ..model import pickled
 from ..robustness import Attack, Robustness, Transfer, exchange, robustness, transfer
 from ..stability import stability
 from ..types import ImagesLike, LabelsLike, PerSample
@@ -149,10 +150,10 @@ def _each(task: _Task, models: Mapping[str, nn.Module], executor: Executor | Non
                 yield name, _read(task, name, model)
         return
     running: dict[Future[bytes], str] = {}
-    sent = _pickled("x or y", task)
+    sent = pickled(task, "x or y")
     try:
         for name, model in models.items():
-            running[executor.submit(_read_there, sent, name, _pickled(f"model {name!r}", model))] = name
+            running[executor.submit(_read_there, sent, name, pickled(model, f"model {name!r}"))] = name
         for future in as_completed(running):
             with _naming(running[future]):
                 yield running[future], pickle.loads(future.result())
@@ -167,15 +168,6 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"model {name!r}: {error}") from error
-
-
-def _pickled(what: str, content: object) -> bytes:
-    try:
-        return pickle.dumps(content)
-    except Exception as error:  # hooks, closures, handles: whatever a model may hold
-        raise ValueError(
-            f"{what} cannot be sent to the executor ({error}), expected what pickles, or no executor"
-        ) from error
 
 
 def _read_there(task: bytes, name: str, model: bytes) -> bytes:
