@@ -210,9 +210,15 @@ def test_readings_are_those_of_the_calls_behind_them(trained):
             one = read[arm][seed]
             assert torch.equal(one.clean.bool(), gl.predict(model, x) == y)
             assert torch.equal(one.pgd.bool(), ~gl.pgd(model, x, y, ball, steps=5).ever)
-            margin = gl.pgd(model, x, y, ball, steps=20, loss=gl.losses.margin)
-            assert torch.equal(one.longest_margin.bool(), ~margin.ever)
-            for shown in (one.pgd, one.longest, one.longest_margin, one.square, one.transfer.nan_to_num(0.0)):
+            for steps, plain, free in (
+                (5, one.pgd, one.pgd_margin),
+                (20, one.longest, one.longest_margin),
+                (100, one.hundred, one.hundred_margin),
+            ):
+                assert torch.equal(plain.bool(), ~gl.pgd(model, x, y, ball, steps=steps).ever)
+                assert torch.equal(free.bool(), ~gl.pgd(model, x, y, ball, steps=steps, loss=gl.losses.margin).ever)
+            alone = (one.pgd, one.pgd_margin, one.hundred, one.hundred_margin, one.longest, one.longest_margin)
+            for shown in (*alone, one.square, one.transfer.nan_to_num(0.0)):
                 assert (one.worst <= shown).all()
             still = gl.gradients(model, x, y, ball)
             torch.testing.assert_close(10 ** one.norm_free.float(), still.norm("margin") / still.logit_norm)

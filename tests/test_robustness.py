@@ -240,7 +240,7 @@ def test_every_attack_of_the_full_suite_breaks_a_plane_alone(norm):
     assert [attack.name for attack in gl.STANDARD] == names[:8]
     assert names[4:8] == ["aa-apgd-ce", "aa-apgd-t", "aa-fab-t", "aa-square"]
     assert names[8:] == ["pgd-1000", "square", "nes", "rays", "hopskipjump"]
-    assert gl.FULL[8].options == {"steps": 1000, "loss": gl.losses.margin, "restarts": 5, "batch": 32}
+    assert gl.FULL[8].options == {"steps": 1000, "loss": gl.losses.margin, "restarts": 5}
     w = torch.randn(36, generator=torch.Generator().manual_seed(1))
     plane = Plane(w, b=float(0.5 * w.sum()))
     model = Padded(plane)

@@ -26,6 +26,7 @@ from ..landscape import weight_line
 from ..losses import margin
 from ..model import pickled
 from ..robustness import Attack, Robustness, Transfer, exchange, robustness, transfer
+from ..robustness.unbroken import pgd_until_broken
 from ..stability import stability
 from ..types import ImagesLike, LabelsLike, PerSample
 from .controls import Scaled
@@ -33,6 +34,7 @@ from .controls import Scaled
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+HUNDRED = 100  # steps of PGD between the customary number and very many
 DIRECTIONS, FAR = 4, 0.5  # random directions in weight space, and how far to go, in norms of each filter
 Models = Mapping[str, Mapping[int, nn.Module]]  # of each arm, by training seed
 
@@ -43,8 +45,11 @@ class Readings:
 
     clean: PerSample  # 1 where the model is right
     pgd: PerSample  # 1 where PGD on the cross-entropy left it right at every point
-    longest: PerSample  # the same after many steps
-    longest_margin: PerSample  # the same on the margin
+    pgd_margin: PerSample  # the same on the margin
+    hundred: PerSample  # the same after a hundred steps on the cross-entropy
+    hundred_margin: PerSample  # on the margin
+    longest: PerSample  # after many steps on the cross-entropy
+    longest_margin: PerSample  # on the margin
     square: PerSample  # 1 where it withstood Square, which asks for scores alone
     transfer: PerSample  # 1 where points of no other model fool it; nan where it errs by itself
     worst: PerSample  # 1 where it withstood everything, points of all other models included
@@ -184,8 +189,11 @@ def _read(task: _Task, name: str, model: nn.Module) -> _Read:
     x, y, ball, steps, longest, queries, suite, batch, seed, resume = task
     families = [
         Attack("pgd", pgd, {"steps": steps}),
-        Attack("longest", pgd, {"steps": longest}),
-        Attack("longest margin", pgd, {"steps": longest, "loss": margin}),
+        Attack("pgd margin", pgd, {"steps": steps, "loss": margin}),
+        Attack("hundred", pgd_until_broken, {"steps": HUNDRED}),
+        Attack("hundred margin", pgd_until_broken, {"steps": HUNDRED, "loss": margin}),
+        Attack("longest", pgd_until_broken, {"steps": longest}),
+        Attack("longest margin", pgd_until_broken, {"steps": longest, "loss": margin}),
         Attack("square", square, {"queries": queries, **STRONGEST}),
     ]
     alone = robustness(
@@ -201,7 +209,7 @@ def _read(task: _Task, name: str, model: nn.Module) -> _Read:
 
 def _attacked(alone: Robustness) -> dict[str, Tensor]:
     left = (alone.clean & ~alone.broke).double()
-    names = ("pgd", "longest", "longest_margin", "square")
+    names = ("pgd", "pgd_margin", "hundred", "hundred_margin", "longest", "longest_margin", "square")
     return {"clean": alone.clean.double(), **dict(zip(names, left, strict=True))}
 
 

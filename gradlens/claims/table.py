@@ -23,7 +23,10 @@ ENTROPY = 0.05  # nats
 ERROR = 0.02  # of the rise of the error around the weights
 KEPT = 0.5  # share of the accuracy that PGD must leave if it "fails"
 
-SHARES = {"clean", "pgd", "longest", "longest_margin", "square", "transfer", "worst"}  # 0 or 1 an image
+SHARES = {  # 0 or 1 an image
+    "clean", "pgd", "pgd_margin", "hundred", "hundred_margin", "longest", "longest_margin", "square", "transfer",
+    "worst",
+}  # fmt: skip
 
 Arms = Mapping[str, Mapping[int, Readings]]
 
