@@ -42,7 +42,8 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
         raise ValueError(f"to is {place}, where the set {before['set']!r} is kept, expected {made['set']!r} or none")
     if not (built := _built(made)):
         raise ValueError(f"out is {out}, where no notebook is built; build the set first")
-    rows = {book["name"]: book for book in before["notebooks"] if book["name"] in _built(before) - built}
+    asked = {book["name"] for book in made["notebooks"]}  # what the set no longer has is not kept
+    rows = {book["name"]: book for book in before["notebooks"] if book["name"] in (_built(before) - built) & asked}
     unfinished = place.with_name(f".{place.name}{stamp.UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -55,7 +56,7 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
             figures[figure["notebook"]["name"], figure["name"]] = _keep(figure, out, unfinished)
     books = [rows.get(book["name"], book) for book in _dated(made)]
     order = [book["name"] for book in books]
-    shown = [figures[key] for key in sorted(figures, key=lambda key: order.index(key[0])) if key[0] in order]
+    shown = [figures[key] for key in sorted(figures, key=lambda key: order.index(key[0]))]
     made |= {"notebooks": books, "figures": shown, "sweeps": _sweeps(before, made, rows)}
     stamp.replace(unfinished / "manifest.json", json.dumps({**made, "sha256": stamp.seal(made)}, indent=1))
     if readme is not None:

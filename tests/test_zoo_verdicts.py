@@ -11,16 +11,11 @@ from torch import Tensor, nn
 
 from gradlens.masking.evidence import LARGE
 from tests.bench.zoo import judged
-from tests.zoo import Case, trained
+from tests.zoo import first
 
 pytestmark = pytest.mark.slow
 SAMPLES = 96
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def zoo() -> dict[str, Case]:
-    return {case.name: case for case in trained(0)}
 
 
 def test_every_model_of_the_zoo_is_called_rightly():
@@ -43,8 +38,8 @@ class Times(nn.Module):
         return self.factor * self.inner(x)
 
 
-def test_multiplied_logits_leave_the_best_accuracy_and_make_no_honest_model_masked(zoo):
-    case = zoo["cnn"]
+def test_multiplied_logits_leave_the_best_accuracy_and_make_no_honest_model_masked():
+    case = first(0)
     plain = judged(case, 0, SAMPLES)
     assert plain.verdict == "usable"
     moved = 0

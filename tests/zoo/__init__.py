@@ -59,28 +59,36 @@ def cases(seed: int) -> list[Case]:
         return [*_honest(seed), *_masked(seed)]
 
 
+def first(seed: int) -> Case:
+    """The honest CNN alone, the first that is trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return next(_honest(seed))
+
+
 trained = functools.cache(cases)  # once a process, for tests that do not change the models
 
 
 def _honest(seed: int) -> Iterator[Case]:
-    models = {
-        "cnn": fit(cnn(), seed),
-        "mlp": fit(mlp(), seed),
-        "wide mlp": fit(mlp(512, depth=1), seed),
-        "batch norm cnn": fit(cnn(norm=True), seed),
-        "adversarial cnn": fit(cnn(), seed, attacked=True),
-        "adversarial mlp": fit(mlp(), seed, attacked=True),
-        "softplus cnn": fit(cnn(nn.Softplus), seed),
-        "silu mlp": fit(mlp(activation=nn.SiLU), seed),
-        "weak cnn": fit(cnn(), seed, steps=20),
-        "weight decay cnn": fit(cnn(), seed, decay=0.3),
-        "linear": fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), seed, steps=400, rate=0.1),
-        "dropout cnn": fit(cnn(dropout=0.3), seed),
-        "tanh mlp": fit(mlp(activation=nn.Tanh), seed),
-        "average pooling cnn": fit(cnn(average=True), seed),
-        "label smoothing cnn": fit(cnn(), seed, smoothing=0.1),
+    fresh: dict[str, tuple[Callable[[], nn.Module], dict[str, float]]] = {
+        "cnn": (cnn, {}),
+        "mlp": (mlp, {}),
+        "wide mlp": (lambda: mlp(512, depth=1), {}),
+        "batch norm cnn": (lambda: cnn(norm=True), {}),
+        "adversarial cnn": (cnn, {"attacked": True}),
+        "adversarial mlp": (mlp, {"attacked": True}),
+        "softplus cnn": (lambda: cnn(nn.Softplus), {}),
+        "silu mlp": (lambda: mlp(activation=nn.SiLU), {}),
+        "weak cnn": (cnn, {"steps": 20}),
+        "weight decay cnn": (cnn, {"decay": 0.3}),
+        "linear": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {"steps": 400, "rate": 0.1}),
+        "dropout cnn": (lambda: cnn(dropout=0.3), {}),
+        "tanh mlp": (lambda: mlp(activation=nn.Tanh), {}),
+        "average pooling cnn": (lambda: cnn(average=True), {}),
+        "label smoothing cnn": (cnn, {"smoothing": 0.1}),
     }
-    for name, model in models.items():
+    for name, (make, options) in fresh.items():
+        model = fit(make(), seed, **options)
         verdicts, layers = {"usable"}, {NONE}
         if name in UNSURE:
             verdicts, layers = verdicts | {"suspect"}, layers | {SATURATES}
