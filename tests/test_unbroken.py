@@ -1,11 +1,14 @@
 """PGD that lets rest what is broken: the points and the verdicts of the recorded run."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
 
 import gradlens as gl
 from gradlens.model import frozen
+from gradlens.robustness.attack import metered
 from gradlens.robustness.unbroken import pgd_until_broken
 from tests.analytic import Plane
 
@@ -62,6 +65,17 @@ def test_what_is_broken_costs_no_more_steps():
     assert result.broke[0].view(32, 2).all(0).tolist() == [True, False]
     near = 6  # points until one lies beyond a plane at 0.005, in steps of 2.5 x 0.05 / 100
     assert 32 * 101 + 32 * near <= int(result.forwards[0]) <= 32 * 101 + 32 * near + 4 * 64
+
+
+@pytest.mark.parametrize(("unit", "rests"), [(1e-7, True), (1e-3, True), (0.2, False)])
+def test_a_sample_rests_only_where_rounding_cannot_undo_it(monkeypatch, unit, rests):
+    """Beyond a plane the wrong logit leads by all of its size: no share above 1 is ever clear."""
+    monkeypatch.setattr(importlib.import_module("gradlens.robustness.unbroken"), "rounding", lambda model, x: unit)
+    w = torch.ones(64, dtype=torch.float64)
+    plane, x = Plane(w, b=32.0), torch.full((4, 1, 8, 8), 0.49, dtype=torch.float64)
+    with metered(plane) as cost, frozen(plane):
+        pgd_until_broken(plane, x, torch.zeros(4, dtype=torch.long), gl.Ball(0.05), steps=100)
+    assert (cost.backwards < 4 * 30) == rests
 
 
 @pytest.mark.parametrize(("option", "value"), [("steps", 0), ("restarts", 0), ("step_size", -1.0)])

@@ -91,11 +91,11 @@ def measure(
     """Read every model on the same images `x` (batch, ...) with labels `y`; for `judge`.
 
     `models` maps arms ("SL", "RL", "SL-adv", "RL-adv", hybrids, controls) to models by training seed. `steps` of PGD
-    are the customary number, `longest` those of the long runs; `queries` are Square's; `suite` is run by `robustness`
-    on what all of these left. With a folder `resume`, the attacks of a stopped call are not made again. Models are
-    read one after the other, or side by side by the workers of an `executor` (of concurrent.futures), each on one
-    thread and on the model's own device: small ones gain more from that than from threads. Where one fails, those that
-    have begun go on to their end.
+    are the customary number, `longest` those of the long runs, between which stand runs of a hundred; steps are 2.5 eps
+    over their number. `queries` are Square's; `suite` is run by `robustness` on what all of these left. With a folder
+    `resume`, the attacks of a stopped call are not made again. Models are read one after the other, or side by side by
+    the workers of an `executor` (of concurrent.futures), each on one thread and on the model's own device: small ones
+    gain more from that than from threads. Where one fails, those that have begun go on to their end.
 
     Raises ValueError as `robustness` does, naming the model, for fewer than two models, for an executor of another
     kind, and with one for images or a model that cannot be pickled.
@@ -189,11 +189,11 @@ def _read(task: _Task, name: str, model: nn.Module) -> _Read:
     x, y, ball, steps, longest, queries, suite, batch, seed, resume = task
     families = [
         Attack("pgd", pgd, {"steps": steps}),
-        Attack("pgd margin", pgd, {"steps": steps, "loss": margin}),
+        Attack("pgd_margin", pgd, {"steps": steps, "loss": margin}),
         Attack("hundred", pgd_until_broken, {"steps": HUNDRED}),
-        Attack("hundred margin", pgd_until_broken, {"steps": HUNDRED, "loss": margin}),
+        Attack("hundred_margin", pgd_until_broken, {"steps": HUNDRED, "loss": margin}),
         Attack("longest", pgd_until_broken, {"steps": longest}),
-        Attack("longest margin", pgd_until_broken, {"steps": longest, "loss": margin}),
+        Attack("longest_margin", pgd_until_broken, {"steps": longest, "loss": margin}),
         Attack("square", square, {"queries": queries, **STRONGEST}),
     ]
     alone = robustness(
@@ -209,8 +209,7 @@ def _read(task: _Task, name: str, model: nn.Module) -> _Read:
 
 def _attacked(alone: Robustness) -> dict[str, Tensor]:
     left = (alone.clean & ~alone.broke).double()
-    names = ("pgd", "pgd_margin", "hundred", "hundred_margin", "longest", "longest_margin", "square")
-    return {"clean": alone.clean.double(), **dict(zip(names, left, strict=True))}
+    return {"clean": alone.clean.double(), **dict(zip(alone.attacks, left, strict=True))}
 
 
 def _withstood(crossed: Transfer, models: Mapping[str, nn.Module], name: str) -> PerSample:

@@ -7,8 +7,9 @@ from ..ball import Ball, expand
 from ..batches import Folder
 from ..door import check_attack
 from ..draws import Draws, keys, seed
+from ..folding import COARSE
 from ..losses import cross_entropy, errs, margin
-from ..model import input_gradient, logits
+from ..model import input_gradient, logits, rounding
 from ..types import Images, Labels, Loss
 
 CLEAR = 1e-4  # lead of a wrong class, in shares of the largest logit, that no other batch or order of sums undoes
@@ -27,10 +28,11 @@ def pgd_until_broken(
     restarts: int = 1,
     generator: torch.Generator | None = None,
 ) -> Images:
-    """The strongest points of `pgd`, whose options these are, but samples rest once a wrong class clearly leads.
+    """Points of `pgd`, whose options these are: the strongest of each sample until a wrong class clearly leads.
 
-    It breaks what the whole runs break, at the full price only for samples that withstand them; and since no path is
-    kept, memory does not grow with the steps. Raises ValueError as `pgd` does, for its options.
+    Samples rest from then on, or soon after, since a batch is made smaller only where that pays. It breaks what the
+    whole runs break, at the full price only for samples that withstand them; and since no path is kept, memory does not
+    grow with the steps. Raises ValueError as `pgd` does, for its options.
     """
     size = check_attack(ball, steps=steps, step_size=step_size, restarts=restarts)
     fold, walk = Folder(model, may_fold=True), _Walk(model, x, y, ball, loss)
@@ -50,6 +52,7 @@ class _Walk:
         self.best, self.lead = x.clone(), x.new_full((len(x),), -torch.inf)
         self.erred = torch.zeros_like(y, dtype=torch.bool)  # at `best`
         self.clear = torch.zeros_like(self.erred)
+        self.least = max(CLEAR, COARSE * rounding(model, x))  # TF32 and bfloat16 undo more
 
     def climb(self, start: Images, steps: int, step_size: float) -> None:
         """One run, of the samples that are not broken."""
@@ -74,5 +77,5 @@ class _Walk:
         self.best[where] = torch.where(expand(better, point), point, self.best[where])
         self.lead[where] = torch.where(better, lead.to(self.lead), self.lead[where])
         self.erred[where] |= now
-        self.clear[where] |= now & (lead > CLEAR * answer.abs().amax(1))
+        self.clear[where] |= now & (lead > self.least * answer.abs().amax(1))
         return grad
