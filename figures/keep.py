@@ -22,7 +22,8 @@ def keep(out: Path, place: Path, readme: Path | None = None) -> Path:
 
     A notebook that was not built there stays as it was kept before, under its own commit: hours of work may be done in
     several places. In the README, if given, what stands between the set's marks becomes its findings, and between those
-    for training and masking, where it has them, what was trained at what cost and how it was judged. Raises ValueError
+    for attacks, training and masking, where it has them, what each attack left, what was trained at what cost and how
+    it was judged. Raises ValueError
     for a set of which nothing was built, a file that is not as it was built, a place with another use or in use, and a
     README without the marks.
     """
@@ -93,22 +94,47 @@ def _sweeps(before: Mapping[str, Any], made: Mapping[str, Any], rows: Mapping[st
 def findings(place: Path) -> str:
     """A table of all claims, a row each, a column for each notebook of claims that was kept in `place`.
 
-    A cell says the verdict, then what the study itself looks at (the claim's first line) with its interval, and where
-    something else contradicts the claim, that line.
+    A cell says the verdict, then what the study itself looks at (the claim's first line) with its interval, where
+    something else contradicts the claim, that line, and of which controls a supported claim would be said as well.
     """
     import pandas as pd
 
-    tables = {}
+    tables, controls = {}, {}
     for title, file in _kept_of(place, "claims"):
         table = pd.read_csv(file, na_filter=False)  # "" stays "": a line without an arm has no interval
-        tables[f"{title} ({table['seeds'].max()} seeds, {table['samples'].max()} images)"] = table
+        heading = f"{title} ({table['seeds'].max()} seeds, {table['samples'].max()} images)"
+        tables[heading], beside = table, file.with_name("controls.csv")
+        controls[heading] = pd.read_csv(beside, na_filter=False) if beside.is_file() else None
     if not tables:
         return ""
     rows = [["claim", "what the study looks at", *tables]]
     for claim, said in next(iter(tables.values())).groupby("claim", sort=False):
         first = said.iloc[0]
         head = [f"{claim}: {first['says']}", f"{first['measured']}, {first['difference of']}"]
-        rows.append(head + [_cell(table[table["claim"] == claim]) for table in tables.values()])
+        rows.append(
+            head + [_cell(t[t["claim"] == claim]) + _shared(str(claim), controls[name]) for name, t in tables.items()]
+        )
+    return _table(rows)
+
+
+def withstood(place: Path) -> str:
+    """A table of what each attack of the claims leaves, an arm a row, for each notebook of claims in `place`.
+
+    Percent of images, means over seeds with the lowest and the highest.
+    """
+    import pandas as pd
+
+    columns = {
+        "clean": "clean", "pgd": "PGD", "hundred": "PGD, 100 steps", "longest": "PGD, longest",
+        "pgd_margin": "PGD, margin", "hundred_margin": "margin, 100 steps", "longest_margin": "margin, longest",
+        "square": "Square", "transfer": "transfer", "worst": "worst case",
+    }  # fmt: skip
+    rows = [["group", "arm", *columns.values()]]
+    longest = {book["name"]: book["parameters"].get("longest", "") for book in manifest.read(place)["notebooks"]}
+    for title, _, file in _kept_of(place, "claims", "runs"):
+        group = f"{title} (longest: {longest[file.parent.name]} steps)"
+        for arm, said in pd.read_csv(file).groupby("arm", sort=False):
+            rows.append([group, str(arm), *(_percent(said[name]) if name in said else "" for name in columns)])
     return _table(rows)
 
 
@@ -150,13 +176,16 @@ def judged(place: Path) -> str:
     return _table(rows)
 
 
+PARTS = {"attacks": withstood, "training": trained, "masking": judged}  # of a README, beside the findings
+
+
 def rewrite(readme: Path, name: str, place: Path) -> None:
     """Replace what stands between a set's marks by its findings, and between those of its parts by their tables.
 
     Raises ValueError where the marks of the findings, or the end of others, are missing.
     """
     text = readme.read_text(encoding="utf-8")
-    for mark, table in ((name, findings), (f"{name}.training", trained), (f"{name}.masking", judged)):
+    for mark, table in ((name, findings), *((f"{name}.{part}", table) for part, table in PARTS.items())):
         begin, end = BEGIN.format(mark), END.format(mark)
         if (mark == name or begin in text) and end not in text.partition(begin)[2]:
             raise ValueError(f"{readme} has no {begin} ... {end} to write between")
@@ -212,6 +241,24 @@ def _cell(lines: Any) -> str:
     return text
 
 
+def _shared(claim: str, controls: Any) -> str:
+    """The controls of which a claim would be said as well, in the same words."""
+    if controls is None:
+        return ""
+    said = controls[(controls["claim"] == claim) & (controls["verdict"] == "supported")]
+    places = list(dict.fromkeys(said["place"]))
+    others = [place for place in places if place != "RL"]
+    return f"; likewise {' / '.join(others)}" if "RL" in places and others else ""
+
+
+def _percent(shares: Any) -> str:
+    known = 100 * shares.dropna()
+    if not len(known):
+        return ""
+    spread = f" [{known.min():.0f}, {known.max():.0f}]" if len(known) > 1 else ""
+    return f"{known.mean():.0f}{spread}"
+
+
 def _over_seeds(shares: Any) -> str:
     mean = f"{shares.mean():.1%}" if len(shares) else ""
     return f"{mean} [{shares.min():.1%}, {shares.max():.1%}]" if len(shares) > 1 else mean
@@ -230,5 +277,7 @@ def summary(place: Path) -> str:
     size = sum(path.stat().st_size for path in files)
     made = manifest.read(place)
     missing = [book["name"] for book in made["notebooks"] if book["name"] not in _built(made)]
+    older = [book["name"] for book in made["notebooks"] if _is_built(book) and book["commit"] != made["commit"]]
     rest = f"; not yet: {', '.join(missing)}" if missing else ""
+    rest += f"; of another commit: {', '.join(older)}" if older else ""
     return f"{place}: {len(files)} files, {size / 1e6:.1f} MB, built {made['built_at']}{rest}"
