@@ -75,6 +75,7 @@ def sweep(asked: Plan) -> None:
     if it fails."""
     for folder, path in asked.sweeps.items():
         command = [sys.executable, "-m", "training", "sweep", path, "--out", folder]
+        command += ["--datasets", asked.dataset] if asked.dataset else []
         command += ["--engine", asked.engine] if asked.engine != "local" else []
         for option in ("address", "cpus", "gpus", "memory"):
             value = getattr(asked, option)

@@ -21,7 +21,7 @@ MACHINE = ("python", "platform", "gpus", "versions")
 def write(asked: Plan, stages: Mapping[str, float]) -> None:
     """Write `manifest.json` about everything that lies in the set's folder, also from earlier builds."""
     found: dict[str, Any] = {
-        "set": asked.chosen.name,
+        "set": asked.called,
         "title": asked.chosen.title,
         "about": asked.chosen.about,
         "profile": asked.profile,
@@ -83,6 +83,7 @@ def failure(out: Path, notebook: str) -> dict[str, Any] | None:
 def reproduce(asked: Plan) -> str:
     """The command line that makes the set again."""
     words = ["python", "-m", "figures", "build", asked.chosen.name, *(asked.own.words if asked.own else ())]
+    words += ["--dataset", asked.dataset] if asked.dataset else []
     words += ["--profile", asked.profile] if asked.profile != sets.FULL else []
     words += ["--runs", asked.runs] if asked.runs and not asked.own else []
     return shlex.join(words)

@@ -24,6 +24,7 @@ class Plan:
     jobs: int
     profile: str = sets.FULL
     runs: str | None = None  # the folder of runs, if it is not the set's own
+    dataset: str | None = None  # on which the set trains and measures, if it is not its own
     timeout: float = TIMEOUT  # seconds a notebook
     force: bool = False
     own: Adopted | None = None  # somebody's own model, which the notebooks read in place of trained runs
@@ -32,6 +33,11 @@ class Plan:
     cpus: float | None = None  # Ray: cores that a run and a notebook reserve
     gpus: float | None = None  # Ray: what a run and a notebook reserve; if not given both are on the CPU
     memory: str | None = None  # Ray: what a run and a notebook reserve
+
+    @property
+    def called(self) -> str:
+        """The set's name, with the data set that it was moved to."""
+        return named(self.chosen.name, self.dataset)
 
     @property
     def sweeps(self) -> dict[str, str]:
@@ -72,6 +78,7 @@ def plan(
     cpus: float | None = None,
     gpus: float | None = None,
     memory: str | None = None,
+    dataset: str | None = None,
 ) -> Plan:
     """Check everything that can be checked before work begins; `given` parameters win over the set's.
 
@@ -82,20 +89,23 @@ def plan(
     for option, value in (("address", address), ("cpus", cpus), ("gpus", gpus), ("memory", memory)):
         if engine != "ray" and value is not None:
             raise ValueError(f"{option} is {value!r}, expected it beside --engine ray alone")
+    if dataset is not None and (runs is not None or own is not None):
+        raise ValueError(f"dataset is {dataset!r}, expected none beside --runs or --model, whose data sets are known")
     check_resources(cpus, gpus, memory)
     if engine == "ray" and jobs is not None:
         raise ValueError(f"jobs is {jobs}, expected it without --engine ray, which gives each notebook a core")
     given_runs = None if runs is None else portable(runs.resolve(), root)
     said = {"runs": given_runs, "dataset": own and own.dataset, **(given or {})}
     chosen = sets.load(name, root).under(profile, {key: value for key, value in said.items() if value is not None})
+    chosen = chosen if dataset is None else chosen.on(dataset)
     timeout = next(limit for limit in (timeout, chosen.timeout, TIMEOUT) if limit is not None)
     if not timeout > 0:
         raise ValueError(f"timeout is {timeout}, expected seconds above 0")
     notebooks = tuple(_with_folders(book, root) for book in chosen.only(only))
-    place = (out or folder(name, root, profile)).resolve()
+    place = (out or folder(named(name, dataset), root, profile)).resolve()
     jobs = min(jobs or cores(), len(notebooks))
-    asked = Plan(chosen, notebooks, place, root, jobs, profile, given_runs, timeout, force, own, engine, address,
-                 cpus, gpus, memory)  # fmt: skip
+    asked = Plan(chosen, notebooks, place, root, jobs, profile, given_runs, dataset, timeout, force, own, engine,
+                 address, cpus, gpus, memory)  # fmt: skip
     for book in notebooks:
         parameters.check(asked.notebook(book.name), {**book.parameters, "out": ""}, f"notebooks/{book.file}.ipynb")
     for path in asked.sweeps.values():  # which refuses where there is no folder to train into
@@ -111,6 +121,11 @@ def _with_folders(book: sets.Notebook, root: Path) -> sets.Notebook:
     return replace(
         book, parameters={**{n: f for n, f in folders.items() if f and isinstance(f, str)}, **book.parameters}
     )
+
+
+def named(name: str, dataset: str | None) -> str:
+    """What a set is called that was moved to another data set."""
+    return name if dataset is None else f"{name}-{dataset}"
 
 
 def folder(name: str, root: Path, profile: str = sets.FULL) -> Path:

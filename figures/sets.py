@@ -1,6 +1,7 @@
 """What a figure set is: a TOML file that names notebooks, their parameters and the sweep that trains their runs."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import own
+from figures.stamp import FOLDERS
 
 FOLDER = Path("figures/sets")
 FULL = "full"  # the profile that changes nothing
@@ -62,6 +64,34 @@ class FigureSet:
             for book in self.notebooks
         )
         return replace(self, notebooks=notebooks, sweep=chosen.sweep or self.sweep)
+
+    def on(self, dataset: str) -> "FigureSet":
+        """The same questions on another data set: the same sweeps, which train there, into folders of their own.
+
+        Where title, text and headings name the set's own data set, they name the other one. Raises ValueError for a set
+        that trains nothing.
+        """
+        if self.sweep is None and not self.sweeps:
+            raise ValueError(
+                f"dataset is {dataset!r}, expected none: the set {self.name!r} has no sweep to train there"
+            )
+        first = {book.parameters.get("runs") for book in self.notebooks} if self.sweep is not None else set()
+        folders = {str(folder): f"{folder}-{dataset}" for folder in {*self.sweeps, *first} - {None}}
+        own = {str(book.parameters["dataset"]) for book in self.notebooks if "dataset" in book.parameters}
+        word = re.compile(rf"\b({'|'.join(map(re.escape, sorted(own)))})\b", re.IGNORECASE) if own else None
+
+        def renamed(text: str) -> str:
+            return text if word is None else word.sub(dataset, text)
+
+        def there(parameters: Mapping[str, Any]) -> dict[str, Any]:
+            moved = {key: folders.get(value, value) for key, value in parameters.items() if key in FOLDERS}
+            return {**parameters, **moved, "dataset": dataset}
+
+        notebooks = tuple(
+            replace(book, title=renamed(book.title), parameters=there(book.parameters)) for book in self.notebooks
+        )
+        sweeps = {folders[folder]: path for folder, path in self.sweeps.items()}
+        return replace(self, title=renamed(self.title), about=renamed(self.about), notebooks=notebooks, sweeps=sweeps)
 
     def only(self, names: Iterable[str]) -> tuple[Notebook, ...]:
         """The notebooks of these names, in the set's order; all of them if no name is given."""

@@ -121,15 +121,19 @@ def evaluate_command(
 
 
 def sweep_command(
-    file: tyro.conf.Positional[Path], out: Path, engine: tyro.conf.OmitArgPrefixes[Engine] = LOCAL
+    file: tyro.conf.Positional[Path],
+    out: Path,
+    datasets: tuple[str, ...] = (),
+    engine: tyro.conf.OmitArgPrefixes[Engine] = LOCAL,
 ) -> None:
     """Train the grid of runs that a TOML file describes; finished runs are skipped, stopped ones go on.
 
     Args:
         file: Sweep file, such as training/sweeps/digits.toml.
         out: Folder that gets one folder a run.
+        datasets: Data sets to train on, such as cifar10, in place of those that the file names.
     """
-    print(table(sweep(file, out, engine)))
+    print(table(sweep(file, out, engine, datasets)))
 
 
 def measure_command(

@@ -6,7 +6,7 @@ import tempfile
 import time
 import tomllib
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -28,8 +28,10 @@ DAY = 86_400.0  # seconds
 AXES = ("dataset", "model", "schedule", "seed")
 
 
-def grid(path: Path) -> dict[str, Config]:
+def grid(path: Path, datasets: Sequence[str] = ()) -> dict[str, Config]:
     """The runs of a sweep file, by folder name: every combination of its lists, its [config] shared by all.
+
+    `datasets` take the place of those that the file names: the same runs on other images.
 
     Each table [[arm]] adds a schedule with settings and a name (`called`) of its own, for every data set, model and
     seed. With a `preset`, each schedule has that preset's settings where the file says nothing else, and may be
@@ -56,6 +58,7 @@ def grid(path: Path) -> dict[str, Config]:
     for axis in AXES:
         if not isinstance(content.get(axis, []), list):
             raise ValueError(f"sweep {str(path)!r} has {axis} = {content[axis]!r}, expected a list")
+    content |= {"dataset": list(datasets)} if datasets else {}
     lists = {axis: content[axis] for axis in AXES if axis in content}
     choices = [] if arms and "schedule" not in lists else _combined(lists)
     choices += [{**choice, **arm} for arm in arms for choice in _combined({**lists, "schedule": [arm["schedule"]]})]
@@ -101,14 +104,14 @@ def name(config: Config) -> str:
     return "-".join(filter(None, (config.dataset, config.model, called, phases, f"s{config.seed}")))
 
 
-def sweep(path: Path, out: Path, engine: Engine = Engine()) -> list[Run]:
+def sweep(path: Path, out: Path, engine: Engine = Engine(), datasets: Sequence[str] = ()) -> list[Run]:
     """Train what is not finished yet, run beside run, each on one thread: so results do not depend on the engine.
 
     What was stopped in the middle goes on where it was; what another process trains is waited for. Nodes of a cluster
     train in `out` itself where they see it, so that a run whose node is lost goes on from its last epoch; from others
     the files of a finished run are sent, and a lost one starts again.
     """
-    runs = grid(path)
+    runs = grid(path, datasets)
     out.mkdir(parents=True, exist_ok=True)
     tasks = [(config, out / folder) for folder, config in runs.items()]
     todo = [task for task in tasks if not (task[1] / "run.json").is_file()]

@@ -1,16 +1,18 @@
 """Sets and parameters are refused at the door, by name and before a kernel starts."""
 
 import json
+import subprocess
 from typing import get_args
 
 import pytest
 
 from figures import __main__ as cli
-from figures import execute, parameters, plan, sets
+from figures import execute, manifest, parameters, plan, sets
 from figures.__main__ import ROOT
 from gradlens.masking.evaluate import Budget
 from gradlens.robustness.suites import SUITES
 from tests.figures.conftest import PARAMETERS
+from training.sweep import grid
 
 
 def refused(house, capsys, *words: str) -> str:
@@ -34,6 +36,64 @@ def test_the_set_of_this_repository_can_be_read():
     assert list(plan.plan("digits", ROOT, only=["entropy"]).sweeps) == ["runs/digits"]
     assert list(plan.plan("digits", ROOT, profile="smoke").sweeps) == ["runs/smoke"]
     assert all(book.parameters["runs"] == "runs/smoke" and book.parameters["seed"] == 0 for book in smoke.notebooks)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "imagenet100"])
+def test_the_study_asks_the_same_on_other_data(dataset):
+    """Unchanged files: all that is another is the data set, and the folders of what was trained on it."""
+    usual, moved = plan.plan("study", ROOT), plan.plan("study", ROOT, dataset=dataset)
+    assert {folder.removesuffix(f"-{dataset}"): path for folder, path in moved.sweeps.items()} == usual.sweeps
+    assert set(moved.sweeps).isdisjoint(usual.sweeps)
+    for book, other in zip(usual.notebooks, moved.notebooks, strict=True):
+        assert (book.name, book.file) == (other.name, other.file)
+        assert other.parameters["dataset"] == dataset
+        assert other.parameters["runs"] in moved.sweeps
+        assert other.parameters.get("others", "") in {"", *moved.sweeps}
+        folders = ("runs", "others", "dataset")
+        assert {k: v for k, v in book.parameters.items() if k not in folders} == {
+            k: v for k, v in other.parameters.items() if k not in folders
+        }
+        assert "digits" not in other.title.lower()
+    assert f"of {dataset}" in moved.chosen.about
+    assert (moved.called, moved.out) == (f"study-{dataset}", ROOT / "figures" / "out" / f"study-{dataset}")
+    for path in moved.sweeps.values():
+        runs = grid(ROOT / path, [dataset])
+        assert {config.dataset for config in runs.values()} == {dataset}
+        assert len(runs) == len(grid(ROOT / path))
+    assert manifest.reproduce(moved) == f"python -m figures build study --dataset {dataset}"
+    smoke = plan.plan("study", ROOT, dataset=dataset, profile="smoke")
+    assert smoke.sweeps == {f"runs/study-smoke-{dataset}": "training/sweeps/study-smoke.toml"}
+    assert {book.parameters["dataset"] for book in smoke.notebooks} == {dataset}
+
+
+def test_a_moved_set_trains_on_the_other_data(house, capsys, monkeypatch):
+    asked, run = [], subprocess.run
+
+    def noted(command: list[str], **options: object) -> object:
+        asked.append(command)
+        return None if "sweep" in command else run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", noted)
+    house.edit_set("[parameters]", 'sweep = "a.toml"\n[parameters]\ndataset = "digits"')
+    for name in ("one", "two"):
+        house.notebook(name, house.figure(name), parameters=PARAMETERS + 'dataset = "digits"\n')
+    (house.root / "a.toml").write_text("")
+    (house.root / "runs" / "tiny").rename(house.root / "runs" / "tiny-cifar10")
+    assert house.build("--dataset", "cifar10") == 0
+    (trained,) = (command for command in asked if "sweep" in command)
+    assert trained[-6:] == ["sweep", "a.toml", "--out", "runs/tiny-cifar10", "--datasets", "cifar10"]
+    made = manifest.read(house.out.with_name("tiny-cifar10"))
+    assert made["set"] == "tiny-cifar10"
+    assert {book["parameters"]["dataset"] for book in made["notebooks"]} == {"cifar10"}
+
+
+def test_only_a_set_that_trains_can_be_moved(house, capsys):
+    assert "dataset is 'cifar10', expected none: the set 'tiny' has no sweep" in refused(
+        house, capsys, "tiny", "--dataset", "cifar10"
+    )
+    assert "expected none beside --runs" in refused(
+        house, capsys, "tiny", "--dataset", "cifar10", "--runs", "runs/tiny"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in sets.names(ROOT) if name not in ("model", "compare")])

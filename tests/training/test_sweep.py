@@ -13,9 +13,10 @@ from training.checkpoint import build
 from training.config import Config
 from training.engines import Engine
 from training.fit import fit
-from training.loop import start
+from training.loop import moment, start, step
 from training.prepare import prepare
 from training.presets import paper, sound
+from training.randomness import Generators
 from training.schedule import ARMS, label
 from training.sweep import grid, sweep, table
 
@@ -133,6 +134,20 @@ def test_a_set_measures_what_its_sweep_trains(name, tiny_data):
     x, y = data.subset(images.test, 2, 0)
     assert model(x).shape == (2, images.classes)
     assert y.max() < images.classes
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "imagenet100"])
+def test_the_sweeps_of_the_study_train_on_other_images_unchanged(dataset, tiny_data, tmp_path):
+    """An update of the weights by the first run of each file, and by the first that trains on attacked images."""
+    for path in sorted(Path("training/sweeps").glob("study-*.toml")):
+        runs = grid(path, [dataset])
+        assert {config.dataset for config in runs.values()} == {dataset}
+        assert [config.schedule for config in runs.values()] == [config.schedule for config in grid(path).values()]
+        attacked = [config for config in runs.values() if "-adv" in config.schedule]
+        for config in (next(iter(runs.values())), *attacked[:1]):
+            training = start(config, data.load(dataset))
+            seen = step(training, moment(training, 0, 0.0), torch.arange(4), Generators.of(0, 0))
+            assert seen.isfinite().all()
 
 
 def test_every_sweep_of_the_project_is_a_grid():
