@@ -1,6 +1,7 @@
 """Nonsense for every public function ends in a result or an error that names an argument (tests/fuzz.py).
 
-A few hundred examples by default; CI asks for 2,000 with GRADLENS_FUZZ=2000, and another seed with GRADLENS_FUZZ_SEED.
+A few hundred examples by default; CI asks for 1,000 with GRADLENS_FUZZ=1000, `make test-faults` for 2,000; another seed
+with GRADLENS_FUZZ_SEED.
 """
 
 import inspect
