@@ -37,9 +37,7 @@ class Build:
     profile: str = sets.FULL  # full, or a profile of the set, such as smoke
     out: Path | None = None  # where to; figures/out/SET if not given
     runs: Path | None = None  # the folder of trained runs, instead of the set's own
-    dataset: str | None = (
-        None  # the same sweeps and notebooks on this data set, such as cifar10, instead of the set's own
-    )
+    dataset: str | None = None  # train and measure on this one, such as cifar10, instead of the set's own
     timeout: float | None = None  # seconds a notebook; the set's own, or 600, if not given
     force: bool = False  # execute also what is current
     engine: Literal["local", "ray"] = "local"  # processes of this machine, or Ray (the extra cluster) on a shared disk

@@ -1,6 +1,7 @@
 """What a build is asked to do, checked before any work begins."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,6 +92,8 @@ def plan(
             raise ValueError(f"{option} is {value!r}, expected it beside --engine ray alone")
     if dataset is not None and (runs is not None or own is not None):
         raise ValueError(f"dataset is {dataset!r}, expected none beside --runs or --model, whose data sets are known")
+    if dataset is not None and not re.fullmatch(r"[\w-]+", dataset):  # it becomes part of folders' names
+        raise ValueError(f"dataset is {dataset!r}, expected the name of one, such as cifar10")
     check_resources(cpus, gpus, memory)
     if engine == "ray" and jobs is not None:
         raise ValueError(f"jobs is {jobs}, expected it without --engine ray, which gives each notebook a core")

@@ -31,11 +31,9 @@ AXES = ("dataset", "model", "schedule", "seed")
 def grid(path: Path, datasets: Sequence[str] = ()) -> dict[str, Config]:
     """The runs of a sweep file, by folder name: every combination of its lists, its [config] shared by all.
 
-    `datasets` take the place of those that the file names: the same runs on other images.
-
     Each table [[arm]] adds a schedule with settings and a name (`called`) of its own, for every data set, model and
     seed. With a `preset`, each schedule has that preset's settings where the file says nothing else, and may be
-    without epochs.
+    without epochs. `datasets` take the place of those that the file names: the same runs on other images.
     Raises ValueError for a missing file, an unknown entry or a name that does not exist.
     """
     if not path.is_file():

@@ -91,6 +91,8 @@ def test_only_a_set_that_trains_can_be_moved(house, capsys):
     assert "dataset is 'cifar10', expected none: the set 'tiny' has no sweep" in refused(
         house, capsys, "tiny", "--dataset", "cifar10"
     )
+    for name in ("", "../elsewhere", "two words"):
+        assert f"dataset is {name!r}, expected the name" in refused(house, capsys, "tiny", "--dataset", name)
     assert "expected none beside --runs" in refused(
         house, capsys, "tiny", "--dataset", "cifar10", "--runs", "runs/tiny"
     )
