@@ -52,7 +52,7 @@ def _build(asked: Plan) -> int:
             _forget_failure(asked.out, book.name)
         print(f"{book.name:<20} {why}")
     before = time.perf_counter()
-    outcomes = _execute(asked, waiting)
+    outcomes = _execute(asked, waiting, stages)
     if outcomes:
         stages["notebooks"] = time.perf_counter() - before
     before = time.perf_counter()
@@ -85,8 +85,11 @@ def sweep(asked: Plan) -> None:
     stamp.replace(asked.out / "set.json", json.dumps(_swept(asked)))
 
 
-def _execute(asked: Plan, waiting: Mapping[str, stamp.Inputs]) -> list[Outcome]:
-    """Execute notebooks side by side; each is sealed and moved into place as it ends."""
+def _execute(asked: Plan, waiting: Mapping[str, stamp.Inputs], stages: Mapping[str, float]) -> list[Outcome]:
+    """Execute notebooks side by side; each is sealed and moved into place as it ends.
+
+    The manifest is written anew each time: what a killed build has finished can be looked up and kept.
+    """
     if not waiting:
         return []
     outcomes = []
@@ -104,6 +107,7 @@ def _execute(asked: Plan, waiting: Mapping[str, stamp.Inputs]) -> list[Outcome]:
                     job, error = running.pop(future), future.exception()
                     outcome = Outcome(job.name, 0.0, f"its worker died: {error!r}") if error else future.result()
                     outcomes.append(_settle(job, outcome, waiting[job.name], asked))
+                    manifest.write(asked, stages)
                     bar.update()
         except BaseException:
             for worker in multiprocessing.active_children():  # or leaving the pool would wait for their notebooks

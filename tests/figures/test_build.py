@@ -262,6 +262,21 @@ def test_a_killed_build_leaves_no_half_written_folder_and_no_kernel(house):
     assert not list(out.glob("*.partial"))
 
 
+def test_what_a_killed_build_has_finished_is_in_the_manifest(house):
+    house.notebook("two", "import time; time.sleep(60)")
+    code = "import pathlib, sys, figures.__main__ as m; m.main(['build', 'tiny'], pathlib.Path(sys.argv[1]))"
+    killed = subprocess.Popen([sys.executable, "-c", code, str(house.root)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait_until((house.out / "manifest.json").exists)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    made = house.manifest()
+    assert {book["name"]: book["status"] for book in made["notebooks"]} == {"one": "built", "two": "missing"}
+    for figure in made["figures"]:
+        for file, digest in figure["files"].items():
+            assert digest == house.sha256(house.out / file)
+    assert made["figures"]
+
+
 def wait_until(done, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not done():

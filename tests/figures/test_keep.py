@@ -292,8 +292,7 @@ READ = {  # what a line of a claim reads, as runs.csv calls it
 @pytest.mark.parametrize(
     "name",
     [f"study/claims-{group}" for group in ("digits", "paper")]
-    + ["study-cnn6/claims-cnn6"]
-    + [f"study-fashion-mnist/claims-fashion-mnist{ball}" for ball in ("", "-small")],
+    + ["study-cnn6/claims-cnn6", "study-fashion-mnist/claims-fashion-mnist"],
 )
 def test_kept_claims_are_the_differences_of_what_each_run_reads(name):
     """The claims table against the readings of the single runs beside it: another file, joined by arm alone."""
