@@ -129,7 +129,9 @@ def withstood(place: Path) -> str:
         "square": "Square", "transfer": "transfer", "worst": "worst case",
     }  # fmt: skip
     rows = [["group", "arm", *columns.values()]]
-    longest = {book["name"]: book["parameters"].get("longest", "") for book in manifest.read(place)["notebooks"]}
+    longest = {
+        book["name"]: book.get("parameters", {}).get("longest", "") for book in manifest.read(place)["notebooks"]
+    }
     for title, _, file in _kept_of(place, "claims", "runs"):
         group = f"{title} (longest: {longest[file.parent.name]} steps)"
         for arm, said in pd.read_csv(file).groupby("arm", sort=False):

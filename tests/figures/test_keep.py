@@ -144,6 +144,12 @@ def test_what_each_attack_leaves_is_read_off_what_each_run_reads(built):
     readme.write_text(readme.read_text() + "<!-- figures.tiny.attacks -->\n<!-- /figures.tiny.attacks -->\n")
     assert built.run("keep", "tiny", "--readme") == 0
     assert f"<!-- figures.tiny.attacks -->\n{LEFT}<!-- /figures.tiny.attacks -->\n" in readme.read_text()
+    shutil.rmtree(built.out / "one")  # as a killed build leaves it: a notebook that has not run yet
+    built.notebook("one", "raise ValueError")
+    assert built.build() == 1
+    assert {book["name"] for book in built.manifest()["notebooks"] if "parameters" not in book} == {"one"}
+    assert built.run("keep", "tiny", "--readme") == 0
+    assert LEFT in readme.read_text()
 
 
 def test_a_table_of_many_samples_is_left_to_the_build(built, monkeypatch):
