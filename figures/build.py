@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,7 +107,8 @@ def _execute(asked: Plan, waiting: Mapping[str, stamp.Inputs], stages: Mapping[s
                     job, error = running.pop(future), future.exception()
                     outcome = Outcome(job.name, 0.0, f"its worker died: {error!r}") if error else future.result()
                     outcomes.append(_settle(job, outcome, waiting[job.name], asked))
-                    manifest.write(asked, stages)
+                    with suppress(OSError):  # the last one, when all is done, says what is wrong
+                        manifest.write(asked, stages)
                     bar.update()
         except BaseException:
             for worker in multiprocessing.active_children():  # or leaving the pool would wait for their notebooks

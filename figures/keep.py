@@ -10,10 +10,14 @@ from typing import Any
 from figures import manifest, stamp
 from figures.lock import Lock
 
-LARGEST = 175_000  # bytes of a table; what is larger holds single samples, and comes back by building the set
+LARGEST = (
+    175_000  # bytes of a table; what is larger holds single samples: their means are kept, all by building the set
+)
 SHOWN = ("training_curves",)  # tables that those of a README are read off, kept at any size
 TAKEN = ("out", "readme", "sets")  # folders of figures/ with another use
 PICTURES = (".webp", ".png")  # the smaller first
+LIGHT, WIDEST = 100_000, 1600  # bytes and pixels: a heavier picture is kept with no more pixels across than that
+AXES = ("arm", "seed", "step", "input", "alpha", "beta")  # what means over samples are told apart by, where it is there
 BEGIN, END = "<!-- figures.{} -->", "<!-- /figures.{} -->"
 
 
@@ -126,7 +130,7 @@ def withstood(place: Path) -> str:
     columns = {
         "clean": "clean", "pgd": "PGD", "hundred": "PGD, 100 steps", "longest": "PGD, longest",
         "pgd_margin": "PGD, margin", "hundred_margin": "margin, 100 steps", "longest_margin": "margin, longest",
-        "square": "Square", "transfer": "transfer", "worst": "worst case",
+        "square": "Square", "transfer": "transfer, of what is right", "worst": "worst case",
     }  # fmt: skip
     rows = [["group", "arm", *columns.values()]]
     longest = {
@@ -142,18 +146,19 @@ def withstood(place: Path) -> str:
 def trained(place: Path) -> str:
     """A table of what was trained, an arm a row, for each notebook of training that was kept in `place`.
 
-    Accuracies on test images are means over seeds, with the lowest and the highest; the cost is a median over epochs.
+    Accuracies on test images are means over seeds, with the lowest and the highest; the cost is a run's, a mean over
+    seeds.
     """
     import pandas as pd
 
     found = [(title, *map(pd.read_csv, files)) for title, *files in _kept_of(place, "accuracy", "training_curves")]
     attacks = list(dict.fromkeys(attack for _, accuracy, _ in found for attack in accuracy["attack"]))
-    rows = [["group", "arm", "seeds", *attacks, "epochs", "seconds an epoch"]]
+    rows = [["group", "arm", "seeds", *attacks, "epochs", "seconds a run"]]
     for title, accuracy, curves in found:
         for arm, said in accuracy.groupby("arm", sort=False):
             several = [said.loc[said["attack"] == attack, "accuracy"] for attack in attacks]
             spent = curves[curves["arm"] == arm]
-            seconds = spent["seconds"].median()
+            seconds = spent.groupby("seed")["seconds"].sum().mean()
             cost = [f"{spent['epoch'].max()}", f"{seconds:.{0 if seconds > 10 else 1}f}"] if len(spent) else ["", ""]
             rows.append([title, arm, f"{said['seed'].nunique()}", *map(_over_seeds, several), *cost])
     return _table(rows)
@@ -212,23 +217,52 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _keep(figure: Mapping[str, Any], out: Path, place: Path) -> dict[str, Any]:
-    """A figure's smallest picture, and its table if that is a small one; the figure with the table's hash."""
+    """A figure's smallest picture, and its table, or that of its means, if that is a small one; the figure with the
+    hashes of what is kept."""
     import pandas as pd
 
     files, hashes = [Path(file) for file in figure["files"]], dict(figure["files"])
     picture = min((file for file in files if file.suffix in PICTURES), key=lambda file: PICTURES.index(file.suffix))
     kept = place / picture
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_bytes(manifest.content(figure, picture.as_posix(), out))
+    kept.write_bytes(_light(manifest.content(figure, picture.as_posix(), out), picture.suffix))
+    hashes[picture.as_posix()] = stamp.sha256(kept)
     for file in files:
         if file.suffix == ".parquet":
-            found = io.BytesIO(manifest.content(figure, file.as_posix(), out))
-            table = pd.read_parquet(found).to_csv(index=False, float_format="%.6g")
-            if len(table.encode()) <= LARGEST or file.stem in SHOWN:
-                written = file.with_suffix(".csv")
-                (place / written).write_bytes(table.encode())
+            table = pd.read_parquet(io.BytesIO(manifest.content(figure, file.as_posix(), out)))
+            text, written = _csv(table), file.with_suffix(".csv")
+            if len(text) > LARGEST and file.stem not in SHOWN and {"sample", "arm"} <= set(table.columns):
+                text, written = _csv(_means(table)), file.with_suffix(".means.csv")
+            if len(text) <= LARGEST or file.stem in SHOWN:
+                (place / written).write_bytes(text)
                 hashes[written.as_posix()] = stamp.sha256(place / written)
     return {**figure, "files": hashes}
+
+
+def _csv(table: Any) -> bytes:
+    return bytes(table.to_csv(index=False, float_format="%.6g").encode())
+
+
+def _means(table: Any) -> Any:
+    """The means over samples of everything that has one, and of how many samples."""
+    axes = [name for name in AXES if name in table]
+    told = table.drop(columns=["sample", *({"predicted"} & set(table.columns))]).groupby(axes, sort=False)
+    return (
+        told.mean(numeric_only=True).assign(samples=table.groupby(axes, sort=False)["sample"].nunique()).reset_index()
+    )
+
+
+def _light(picture: bytes, kind: str) -> bytes:
+    """The picture, or where it is heavy one of fewer pixels: to look at here, while the build has it whole."""
+    if len(picture) <= LIGHT or kind != ".webp":
+        return picture
+    from PIL import Image
+
+    whole, small = Image.open(io.BytesIO(picture)).convert("RGB"), io.BytesIO()
+    share = min(1.0, WIDEST / whole.width)
+    size = round(whole.width * share), round(whole.height * share)
+    whole.resize(size, Image.Resampling.LANCZOS).save(small, "WEBP", quality=80, method=6)
+    return min(picture, small.getvalue(), key=len)
 
 
 def _cell(lines: Any) -> str:

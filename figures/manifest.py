@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -191,11 +192,24 @@ def _run(said: Mapping[str, Any], parameters: Mapping[str, Any], asked: Plan) ->
     # a run outside the repository may name itself as seen from the folder of runs
     folders = ["", *(str(parameters.get(name, "")) for name in ("runs", "others"))]
     places = [asked.root / folder / str(path) for folder in folders] if path else []
-    now = next(filter(None, (stamp.sha256(place / "model.safetensors") for place in places)), None)
+    now = next(filter(None, (_hashed(place / "model.safetensors") for place in places)), None)
     then = said.get("checkpoint_sha256")
     row = {key: said.get(key) for key in ("name", "arm", "seed", "schedule", "dataset", "model")}
     row["path"] = _reachable(Path(path), asked) if path else None
     return {**row, "checkpoint_sha256": then or now, "unchanged": now == then if now and then else None}
+
+
+def _hashed(path: Path) -> str | None:
+    """The hash of a checkpoint, read once and not for each figure as long as the file is the same."""
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return _of_bytes(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _of_bytes(path: Path, *_: int) -> str | None:
+    return stamp.sha256(path)
 
 
 def _reachable(path: Path, asked: Plan) -> str:

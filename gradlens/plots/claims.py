@@ -3,6 +3,7 @@
 import math
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import SymmetricalLogLocator
 
 from ..claims import Claims
 from .look import COLOURS
@@ -47,9 +48,10 @@ def claims(result: Claims, ax: Axes) -> Axes:
         ax.axhline(at - 1 + GAP / 2, color="0.85", lw=0.8)
         at += GAP - 1
     ax.set_xscale("symlog", linthresh=1, linscale=0.7)
+    ax.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=[1, 2, 5]))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_yticks(places, texts, fontsize="x-small")
-    ax.set(ylim=(at - 0.4, -0.9), xlabel="difference / smallest that would matter")
+    ax.set(ylim=(at - 0.4, -0.9), xlabel="difference / smallest that would matter (logarithmic beyond 1)")
     for reading, (marker, face, edge) in MARKS.items():
         ax.plot([], [], marker=marker, mfc=face, mec=edge, color=edge, lw=1.5, label=reading)
     ax.plot([], [], marker="|", ms=12, mew=1.6, color="black", ls="none", label="needed")
