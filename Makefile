@@ -9,13 +9,19 @@ SET ?= digits
 KEYS := metadata.language_info
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-faults bench bench-quick lint lab clean
+.PHONY: help figures study test test-faults bench bench-quick lint lab clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 figures: $(READY)  ## Train the classifiers and draw the gallery (SET=digits)
 	$(BIN)/python -m figures build $(SET)
+
+# study-fashion-mnist reads Fashion-MNIST: `python -m training prepare fashion-mnist`
+study: $(READY)  ## Build the whole study (an hour on two cores; its two other sets want a GPU)
+	$(BIN)/python -m figures build study
+	$(BIN)/python -m figures build study-cnn6
+	$(BIN)/python -m figures build study-fashion-mnist
 
 # The fast tests check the shapes of all arguments as they run, which costs a third of the time; the slow ones run the
 # code as users do.
