@@ -107,7 +107,7 @@ def _execute(asked: Plan, waiting: Mapping[str, stamp.Inputs], stages: Mapping[s
                     job, error = running.pop(future), future.exception()
                     outcome = Outcome(job.name, 0.0, f"its worker died: {error!r}") if error else future.result()
                     outcomes.append(_settle(job, outcome, waiting[job.name], asked))
-                    with suppress(OSError):  # the last one, when all is done, says what is wrong
+                    with suppress(OSError, ValueError):  # the last one says what is wrong, when all others are done
                         manifest.write(asked, stages)
                     bar.update()
         except BaseException:

@@ -10,14 +10,12 @@ from typing import Any
 from figures import manifest, stamp
 from figures.lock import Lock
 
-LARGEST = (
-    175_000  # bytes of a table; what is larger holds single samples: their means are kept, all by building the set
-)
+LARGEST = 175_000  # bytes of a table; of a larger one, of single samples, the means are kept
 SHOWN = ("training_curves",)  # tables that those of a README are read off, kept at any size
 TAKEN = ("out", "readme", "sets")  # folders of figures/ with another use
 PICTURES = (".webp", ".png")  # the smaller first
 LIGHT, WIDEST = 100_000, 1600  # bytes and pixels: a heavier picture is kept with no more pixels across than that
-AXES = ("arm", "seed", "step", "input", "alpha", "beta")  # what means over samples are told apart by, where it is there
+AXES = ("seed", "step", "alpha", "beta")  # numbers that tell means over samples apart, beside all words
 BEGIN, END = "<!-- figures.{} -->", "<!-- /figures.{} -->"
 
 
@@ -244,12 +242,12 @@ def _csv(table: Any) -> bytes:
 
 
 def _means(table: Any) -> Any:
-    """The means over samples of everything that has one, and of how many samples."""
-    axes = [name for name in AXES if name in table]
-    told = table.drop(columns=["sample", *({"predicted"} & set(table.columns))]).groupby(axes, sort=False)
-    return (
-        told.mean(numeric_only=True).assign(samples=table.groupby(axes, sort=False)["sample"].nunique()).reset_index()
-    )
+    """The means over samples of all that has one, where it is a number, and of how many samples at most."""
+    words = set(table.select_dtypes(exclude=["number", "bool"]))
+    axes = [name for name in table if name in words or name in AXES]
+    groups = table.drop(columns="predicted", errors="ignore").groupby(axes, sort=False, dropna=False)
+    means = groups.mean(numeric_only=True).drop(columns="sample")
+    return means.assign(samples=groups["sample"].nunique()).reset_index()
 
 
 def _light(picture: bytes, kind: str) -> bytes:

@@ -165,9 +165,9 @@ def test_a_table_of_many_samples_is_left_to_the_build(built, monkeypatch):
 SAMPLES = """
 from pathlib import Path
 import pandas as pd
-rows = [(arm, seed, i, 3, i % 2 == 0, float(i), float("nan") if i else 4.0)
-        for arm in ("SL", "RL") for seed in (0, 1) for i in range(50)]
-columns = ["arm", "seed", "sample", "predicted", "fooled", "norm", "cosine"]
+rows = [(arm, seed, loss, i, 3, i % 2 == 0, float(i), float("nan") if i else 4.0)
+        for arm in ("SL", "RL") for seed in (0, 1) for loss in ("ce", "margin") for i in range(50)]
+columns = ["arm", "seed", "loss", "sample", "predicted", "fooled", "norm", "cosine"]
 pd.DataFrame(rows, columns=columns).to_parquet(Path(out) / "norms.parquet")
 """
 
@@ -180,9 +180,11 @@ def test_of_a_table_of_many_samples_the_means_are_kept(built, monkeypatch):
     kept = built.root / "figures" / "tiny" / "two"
     assert not (kept / "norms.csv").exists()
     means = pd.read_csv(kept / "norms.means.csv")
-    by_hand = [(arm, seed, 0.5, 24.5, 4.0, 50) for arm in ("SL", "RL") for seed in (0, 1)]
+    by_hand = [
+        (arm, seed, loss, 0.5, 24.5, 4, 50) for arm in ("SL", "RL") for seed in (0, 1) for loss in ("ce", "margin")
+    ]
     assert [tuple(row) for row in means.itertuples(index=False)] == by_hand
-    assert list(means) == ["arm", "seed", "fooled", "norm", "cosine", "samples"]
+    assert list(means) == ["arm", "seed", "loss", "fooled", "norm", "cosine", "samples"]
     (figure,) = (f for f in manifest.read(kept.parent)["figures"] if f["name"] == "norms")
     assert figure["files"]["two/norms.means.csv"] == built.sha256(kept / "norms.means.csv")
 
