@@ -81,7 +81,9 @@ def sweep(asked: Plan) -> None:
             value = getattr(asked, option)
             command += [f"--{option}", str(value)] if value is not None else []
         sys.stdout.flush()
-        subprocess.run(command, cwd=asked.root, check=True)
+        # by which a sweep ends with this build, which may be killed
+        env = {**os.environ, "GRADLENS_CALLER": str(os.getpid())}
+        subprocess.run(command, cwd=asked.root, env=env, check=True)
     stamp.replace(asked.out / "set.json", json.dumps(_swept(asked)))
 
 

@@ -16,7 +16,7 @@ from training import data
 from training.adopt import Adoption, adopt
 from training.checkpoint import Which, load
 from training.config import Config
-from training.engines import Engine
+from training.engines import Engine, follow_caller
 from training.evaluate import evaluate, header, matrix, robust, transferred
 from training.fit import fit
 from training.prepare import prepare_command
@@ -195,4 +195,5 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    follow_caller()
     sys.exit(main())

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import time
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,7 @@ from training import readers
 from training.cluster import Cluster
 
 ON_RAY = ("address", "cpus", "gpus", "memory")
+CALLER = "GRADLENS_CALLER"  # the process that a command was started by, where the one shall end with the other
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,15 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def follow_caller() -> None:
+    """End with the process that `CALLER` in the environment names; what trains would outlive a killed build."""
+    if caller := os.environ.pop(CALLER, ""):
+        threading.Thread(target=_end_with, args=(int(caller),), daemon=True).start()
+
+
+def _end_with(caller: int) -> None:
+    while os.getppid() == caller:  # an orphan gets another parent
+        time.sleep(0.5)
+    os._exit(1)

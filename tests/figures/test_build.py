@@ -1,13 +1,17 @@
 """A set is built, skipped, mended and tied together by hashes."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from figures import build, manifest, plan, stamp
 from figures.__main__ import ROOT
@@ -275,6 +279,33 @@ def test_what_a_killed_build_has_finished_is_in_the_manifest(house):
         for file, digest in figure["files"].items():
             assert digest == house.sha256(house.out / file)
     assert made["figures"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_build_does_not_go_on_training(house, end):
+    """The sweep and the process that trains for it end too; what the run has reached is kept."""
+    (house.root / "sweep.toml").write_text(
+        'dataset = ["digits"]\nmodel = ["mlp"]\nschedule = ["sl:100000"]\nseed = [0]'
+    )
+    house.edit_set("title", 'sweep = "sweep.toml"\ntitle')
+    code = "import pathlib, sys, figures.__main__ as m; m.main(['build', 'tiny'], pathlib.Path(sys.argv[1]))"
+    killed = subprocess.Popen([sys.executable, "-c", code, str(house.root)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait_until(lambda: list(house.root.glob("runs/tiny/digits-mlp*/resume.safetensors")), 60)
+    below = descendants(killed.pid)
+    assert len(below) >= 2
+    killed.send_signal(end)
+    killed.wait()
+    wait_until(lambda: not any(map(alive, below)))
+
+
+def descendants(pid: int) -> list[int]:
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):  # it has ended since
+            parents[int(status.parent.name)] = int(re.search(r"^PPid:\s+(\d+)", status.read_text(), re.M)[1])
+    found = [child for child, parent in parents.items() if parent == pid]
+    return found + [deeper for child in found for deeper in descendants(child)]
 
 
 def wait_until(done, seconds: float = 30) -> None:
