@@ -186,15 +186,18 @@ PARTS = {"attacks": withstood, "training": trained, "masking": judged}  # of a R
 def rewrite(readme: Path, name: str, place: Path) -> None:
     """Replace what stands between a set's marks by its findings, and between those of its parts by their tables.
 
-    Raises ValueError where the marks of the findings, or the end of others, are missing.
+    Raises ValueError where the marks of the findings, or all marks of a set without any, or the end of others, are
+    missing.
     """
     text = readme.read_text(encoding="utf-8")
-    for mark, table in ((name, findings), *((f"{name}.{part}", table) for part, table in PARTS.items())):
+    tables = {name: findings(place)} | {f"{name}.{part}": table(place) for part, table in PARTS.items()}
+    wanted = [mark for mark in tables if BEGIN.format(mark) in text or (mark == name and tables[mark])]
+    for mark in wanted or [name]:
         begin, end = BEGIN.format(mark), END.format(mark)
-        if (mark == name or begin in text) and end not in text.partition(begin)[2]:
+        if end not in text.partition(begin)[2]:
             raise ValueError(f"{readme} has no {begin} ... {end} to write between")
         before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{table(place)}{end}{rest.partition(end)[2]}" if begin in text else text
+        text = f"{before}{begin}\n{tables[mark]}{end}{rest.partition(end)[2]}"
     stamp.replace(readme, text)
 
 

@@ -387,6 +387,9 @@ def test_what_was_trained_and_judged_is_read_off_its_tables_too(built, capsys, n
         "<!-- figures.tiny -->\n<!-- /figures.tiny -->\n"
         f"<!-- figures.tiny.{name} -->\n{table}<!-- /figures.tiny.{name} -->\n"
     )
+    readme.write_text(marks.format(f".{name}"))  # no claims, no place for them
+    assert built.run("keep", "tiny", "--readme") == 0
+    assert readme.read_text() == f"<!-- figures.tiny.{name} -->\n{table}<!-- /figures.tiny.{name} -->\n"
     readme.write_text(broken := marks.format("") + f"<!-- figures.tiny.{name} -->\nno end")
     capsys.readouterr()
     assert built.run("keep", "tiny", "--readme") == 2

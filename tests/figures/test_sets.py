@@ -38,7 +38,9 @@ def test_the_set_of_this_repository_can_be_read():
     assert all(book.parameters["runs"] == "runs/smoke" and book.parameters["seed"] == 0 for book in smoke.notebooks)
 
 
-@pytest.mark.parametrize("name", ["study", "study-cnn6", "study-cnn6-attacks", "study-fashion-mnist"])
+@pytest.mark.parametrize(
+    "name", ["study", "study-cnn6", "study-cnn6-attacks", "study-fashion-mnist", "study-fashion-mnist-eps8"]
+)
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "imagenet100"])
 def test_the_study_asks_the_same_on_other_data(dataset, name):
     """Unchanged files: all that is another is the data set, and the folders of what was trained on it."""
