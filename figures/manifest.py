@@ -16,7 +16,7 @@ from figures import sets, stamp
 from figures.plan import Plan, portable
 from figures.published import Figure, published
 
-MACHINE = ("python", "platform", "gpus", "versions")
+MACHINE = ("python", "platform", "processor", "gpus", "versions")
 
 
 def write(asked: Plan, stages: Mapping[str, float]) -> None:
@@ -102,9 +102,21 @@ def machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": _processor(Path("/proc/cpuinfo")),
         "gpus": _gpus(),
         "versions": stamp.versions(),
     }
+
+
+def _processor(told: Path) -> str:
+    """Which kind of processor the system tells of: kinds round differently, and the same seeds train other weights."""
+    try:
+        lines = told.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
+    except OSError:  # no Linux
+        return platform.processor()
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    kind = [f"{key} {said[key]}" for key in ("cpu family", "model", "stepping") if key in said]
+    return ", ".join([said["model name"], *kind]) if "model name" in said else platform.processor()
 
 
 def _gpus() -> list[str]:

@@ -109,7 +109,7 @@ def test_a_set_is_kept_whole_and_its_findings_are_read_off_its_tables(built, cap
     kept = built.root / "figures" / "tiny"
     assert "MB, built 20" in capsys.readouterr().out
     made, said = manifest.read(built.out), manifest.read(kept)
-    where = {key: made[key] for key in ("python", "platform", "gpus", "versions")}
+    where = {key: made[key] for key in ("python", "platform", "processor", "gpus", "versions")}
     for figure in said["figures"]:
         tables = {file: figure["files"].pop(file) for file in list(figure["files"]) if file.endswith(".csv")}
         assert tables and all(built.sha256(kept / file) == digest for file, digest in tables.items())
@@ -267,6 +267,18 @@ def test_what_is_built_elsewhere_joins_what_was_kept_before(built, capsys, monke
     assert built.run("keep", "tiny") == 0
     assert "; not yet: two" in capsys.readouterr().out
     assert keep.findings(kept) == ""
+
+
+def test_a_manifest_names_the_kind_of_processor(built, tmp_path):
+    """Two of one name are told apart by model and stepping; elsewhere it is what Python knows."""
+    told = tmp_path / "cpuinfo"
+    told.write_text(
+        "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Some (R) CPU\nstepping\t: 8\n\nmodel\t: 1\n"
+    )
+    assert manifest._processor(told) == "Some (R) CPU, cpu family 6, model 143, stepping 8"
+    told.write_text("Processor\t: without a name\n")
+    assert manifest._processor(told) == platform.processor() == manifest._processor(tmp_path / "none")
+    assert manifest.read(built.out)["processor"] == manifest.machine()["processor"]
 
 
 def test_a_manifest_names_the_gpus_that_a_build_could_use(built, tmp_path, monkeypatch):
