@@ -301,7 +301,7 @@ def test_a_manifest_names_the_gpus_that_a_build_could_use(built, tmp_path, monke
     assert manifest.machine()["gpus"] == []
 
 
-@pytest.mark.parametrize("name", ["study", "study-cnn6", "study-fashion-mnist"])
+@pytest.mark.parametrize("name", ["study", "study-cnn6", "study-fashion-mnist", "study-fashion-mnist-eps8"])
 def test_the_findings_of_the_readme_are_those_that_are_kept(name):
     """No number of the study stands in the README that does not come from a table beside its manifest, and each table
     is the one that was kept."""
@@ -352,7 +352,8 @@ READ = {  # what a line of a claim reads, as runs.csv calls it
 @pytest.mark.parametrize(
     "name",
     [f"study/claims-{group}" for group in ("digits", "paper")]
-    + ["study-cnn6/claims-cnn6", "study-fashion-mnist/claims-fashion-mnist"],
+    + ["study-cnn6/claims-cnn6", "study-fashion-mnist/claims-fashion-mnist"]
+    + ["study-fashion-mnist-eps8/claims-fashion-mnist-eps8"],
 )
 def test_kept_claims_are_the_differences_of_what_each_run_reads(name):
     """The claims table against the readings of the single runs beside it: another file, joined by arm alone."""
