@@ -113,10 +113,12 @@ def _processor(told: Path) -> str:
     try:
         lines = told.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
     except OSError:  # no Linux
-        return platform.processor()
+        return platform.processor() or platform.machine()
     said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     kind = [f"{key} {said[key]}" for key in ("cpu family", "model", "stepping") if key in said]
-    return ", ".join([said["model name"], *kind]) if "model name" in said else platform.processor()
+    return (
+        ", ".join([said["model name"], *kind]) if "model name" in said else platform.processor() or platform.machine()
+    )
 
 
 def _gpus() -> list[str]:

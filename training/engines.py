@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -69,12 +70,18 @@ def _end_with_parent() -> None:
 
 
 def follow_caller() -> None:
-    """End with the process that `CALLER` in the environment names; what trains would outlive a killed build."""
-    if caller := os.environ.pop(CALLER, ""):
+    """End with the process that `CALLER` in the environment names; what trains would outlive a killed build.
+
+    Where there are orphans, that is, and not on Windows.
+    """
+    caller = os.environ.pop(CALLER, "")
+    if caller and os.name == "posix":
         threading.Thread(target=_end_with, args=(int(caller),), daemon=True).start()
 
 
 def _end_with(caller: int) -> None:
     while os.getppid() == caller:  # an orphan gets another parent
         time.sleep(0.5)
+    sys.stderr.write("stopped with what started it; a run goes on from its last epoch\n")
+    sys.stderr.flush()
     os._exit(1)

@@ -277,7 +277,8 @@ def test_a_manifest_names_the_kind_of_processor(built, tmp_path):
     )
     assert manifest._processor(told) == "Some (R) CPU, cpu family 6, model 143, stepping 8"
     told.write_text("Processor\t: without a name\n")
-    assert manifest._processor(told) == platform.processor() == manifest._processor(tmp_path / "none")
+    known = platform.processor() or platform.machine()
+    assert manifest._processor(told) == known == manifest._processor(tmp_path / "none")
     assert manifest.read(built.out)["processor"] == manifest.machine()["processor"]
 
 
