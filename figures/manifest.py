@@ -113,12 +113,12 @@ def _processor(told: Path) -> str:
     try:
         lines = told.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
     except OSError:  # no Linux
-        return platform.processor() or platform.machine()
+        lines = []
     said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in said:
+        return platform.processor() or platform.machine()
     kind = [f"{key} {said[key]}" for key in ("cpu family", "model", "stepping") if key in said]
-    return (
-        ", ".join([said["model name"], *kind]) if "model name" in said else platform.processor() or platform.machine()
-    )
+    return ", ".join([said["model name"], *kind])
 
 
 def _gpus() -> list[str]:
