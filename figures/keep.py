@@ -24,8 +24,8 @@ def keep(out: Path, place: Path, readme: Path | None = None) -> Path:
 
     A notebook that was not built there stays as it was kept before, under its own commit: hours of work may be done in
     several places. In the README, if given, what stands between the set's marks becomes its findings, and between those
-    for attacks, training and masking, where it has them, what each attack left, what was trained at what cost and how
-    it was judged. Raises ValueError for a set of which nothing was built, a file that is not as it was built, a place
+    for attacks, training, masking and the suite, where it has them, what each attack left, what was trained at what
+    cost, how it was judged and what a suite broke in the end. Raises ValueError for a set of which nothing was built, a file that is not as it was built, a place
     with another use or in use, and a README without the marks.
     """
     with Lock(place.with_name(f".{place.name}.lock"), f"to {str(place)!r}"):
@@ -180,7 +180,26 @@ def judged(place: Path) -> str:
     return _table(rows)
 
 
-PARTS = {"attacks": withstood, "training": trained, "masking": judged}  # of a README, beside the findings
+def beyond(place: Path) -> str:
+    """A table of what a suite broke after every family of attacks had run alone, for each notebook of robust accuracy.
+
+    Images, all models of the notebook together; what another model's points broke is the suite's too.
+    """
+    import pandas as pd
+
+    rows = [["group", "models", "images right", "families broke", "then the suite broke", "by"]]
+    for title, file in _kept_of(place, "families"):
+        said = pd.read_csv(file)
+        rest = said[said["ran"] != "alone"]
+        told = rest["attack"] == "found on families"
+        late = rest[~told & (rest["broke"] > 0)]
+        counts = [rest["arm"].nunique(), rest[told]["met"].sum(), rest[told]["broke"].sum(), late["broke"].sum()]
+        by = [f"{attack} ({arm})" for arm, attack in zip(late["arm"], late["attack"], strict=True)]
+        rows.append([title, *map(str, counts), "; ".join(by)])
+    return _table(rows)
+
+
+PARTS = {"attacks": withstood, "training": trained, "masking": judged, "suite": beyond}  # of a README
 
 
 def rewrite(readme: Path, name: str, place: Path) -> None:
