@@ -25,8 +25,8 @@ def keep(out: Path, place: Path, readme: Path | None = None) -> Path:
     A notebook that was not built there stays as it was kept before, under its own commit: hours of work may be done in
     several places. In the README, if given, what stands between the set's marks becomes its findings, and between those
     for attacks, training, masking and the suite, where it has them, what each attack left, what was trained at what
-    cost, how it was judged and what a suite broke in the end. Raises ValueError for a set of which nothing was built, a file that is not as it was built, a place
-    with another use or in use, and a README without the marks.
+    cost, how it was judged and what a suite broke in the end. Raises ValueError for a set of which nothing was built, a
+    file that is not as it was built, a place with another use or in use, and a README without the marks.
     """
     with Lock(place.with_name(f".{place.name}.lock"), f"to {str(place)!r}"):
         return _kept(out, place, readme)
