@@ -183,19 +183,22 @@ def judged(place: Path) -> str:
 def beyond(place: Path) -> str:
     """A table of what a suite broke after every family of attacks had run alone, for each notebook of robust accuracy.
 
-    Images, all models of the notebook together; what another model's points broke is the suite's too.
+    Right images of all models together; what another model's points broke is the suite's too. Raises ValueError for a
+    table that does not say of every model what the families left.
     """
     import pandas as pd
 
-    rows = [["group", "models", "images right", "families broke", "then the suite broke", "by"]]
+    rows = [["group", "models", "right, all models together", "of these families broke", "then a suite broke", "by"]]
     for title, file in _kept_of(place, "families"):
         said = pd.read_csv(file)
         rest = said[said["ran"] != "alone"]
-        told = rest["attack"] == "found on families"
-        late = rest[~told & (rest["broke"] > 0)]
-        counts = [rest["arm"].nunique(), rest[told]["met"].sum(), rest[told]["broke"].sum(), late["broke"].sum()]
-        by = [f"{attack} ({arm})" for arm, attack in zip(late["arm"], late["attack"], strict=True)]
-        rows.append([title, *map(str, counts), "; ".join(by)])
+        told = rest[rest["attack"] == "found on families"]
+        if sorted(told["arm"]) != sorted(rest["arm"].unique()):
+            raise ValueError(f"{file} has no row 'found on families' for each arm, expected what the families left")
+        late = rest.drop(told.index).query("broke > 0")
+        by = "; ".join(f'{row.attack}: {row.broke} of "{row.arm}"' for row in late.itertuples())
+        counts = [len(told), told["met"].sum(), told["broke"].sum(), late["broke"].sum()]
+        rows.append([title, *map(str, counts), by])
     return _table(rows)
 
 

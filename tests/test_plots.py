@@ -284,10 +284,10 @@ def test_an_arm_keeps_its_colour_and_others_take_the_rest_in_order():
     others = [plots.colour(name, ["A", "SL", "B", "C"]) for name in ("A", "B", "C")]
     assert len({*others, *plots.COLOURS.values()}) == len(plots.COLOURS) + 3
     assert [plots.colour(name) for name in ("C", "B", "A")] == others[::-1], "wherever they are drawn again"
-    many = [str(i) for i in range(8)]
+    many = [str(i) for i in range(9)]
     plots.style()
     given = [plots.colour(name, many) for name in (*many, *plots.COLOURS)]
-    assert len(set(given)) == 13
+    assert len(set(given)) == 14
     plots.style(many)  # one that is drawn alone keeps its place among all
     assert plots.colour("5") == given[5]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 # Okabe & Ito's colours, told apart by the colour-blind; an arm keeps its colour in every figure
 COLOURS = {"SL": "#0072B2", "RL": "#D55E00", "exact": "#009E73", "SL-adv": "#56B4E9", "RL-adv": "#E69F00"}
-# what is left of them, then Tol's muted ones; yellow, which is weak on white, comes last
+# what is left of them, then Tol's muted ones and his brown; yellow, which is weak on white, comes last
 OTHERS = ("#CC79A7", "#000000", "#999999", "#882255", "#999933", "#332288", "#44AA99", "#661100", "#F0E442")
 _given: dict[str, str] = {}  # the colours of other names since `style`, in one process
 

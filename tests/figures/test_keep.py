@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from figures import keep, manifest, stamp
+from figures import keep, manifest, sets, stamp
 from tests.figures.conftest import PARAMETERS
 
 ROOT = Path(__file__).parents[2]
@@ -322,9 +322,10 @@ def test_the_findings_of_the_readme_are_those_that_are_kept(name):
     swept = {sweep["folder"]: sweep["sha256"] for sweep in made["sweeps"]}
     assert {Path(run["path"]).parent.as_posix() for figure in made["figures"] for run in figure["runs"]} == set(swept)
     assert all(len(digest) == 64 for digest in swept.values())
-    books = [book for book in made["notebooks"] if book["name"].startswith("claims") and book["status"] == "built"]
-    assert books or name == "study-cnn6-attacks", "a study without a table of claims"
-    for book in books:
+    asked = {book.name: book.file for book in sets.load(name, ROOT).notebooks}
+    assert [book["name"] for book in made["notebooks"]] == list(asked), "the rows are those of the set"
+    assert all(book["status"] == "built" for book in made["notebooks"])
+    for book in (book for book in made["notebooks"] if asked[book["name"]] == "claims"):
         (figure,) = (f for f in made["figures"] if f["notebook"]["name"] == book["name"] and f["name"] == "claims")
         assert figure["runs"], "the models behind the numbers, by the hashes of their weights"
         assert all(len(run["checkpoint_sha256"]) == 64 for run in figure["runs"])
@@ -399,9 +400,9 @@ families = pd.DataFrame(rows, columns=["attack", "met", "broke", "arm", "ran"])
 families.to_parquet(Path(out) / "families.parquet")
 """
 BEYOND = """\
-| group | models | images right | families broke | then the suite broke | by |
+| group | models | right, all models together | of these families broke | then a suite broke | by |
 |---|---|---|---|---|---|
-| A place | 2 | 15 | 8 | 3 | square (SL); found on SL (RL) |
+| A place | 2 | 15 | 8 | 3 | square: 2 of "SL"; found on SL: 1 of "RL" |
 """
 
 
