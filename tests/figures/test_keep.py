@@ -335,6 +335,65 @@ def test_the_findings_of_the_readme_are_those_that_are_kept(name):
         assert json.dumps(figure["files"]).count("claims.parquet") == 1
 
 
+GROUPS = {
+    "digits": "study/claims-digits", "study": "study/claims-paper", "network": "study-cnn6/claims-cnn6",
+    "clothes": "study-fashion-mnist/claims-fashion-mnist",
+    "8/255": "study-fashion-mnist-eps8/claims-fashion-mnist-eps8",
+}  # fmt: skip
+
+
+def test_the_ten_lines_of_the_readme_say_what_the_tables_say():
+    """What is written in words there, read off the tables: where one of these fails, a line has to be written anew."""
+    tables = {
+        name: pd.read_csv(ROOT / "figures" / place / "claims.csv", na_filter=False) for name, place in GROUPS.items()
+    }
+    runs = {name: pd.read_csv(ROOT / "figures" / place / "runs.csv") for name, place in GROUPS.items()}
+
+    def lines(group, claim, *words):
+        table = tables[group][tables[group]["claim"] == claim]
+        chosen = [line for line in table.itertuples() if all(word in line.measured for word in words)]
+        assert chosen, (group, claim, words)
+        return chosen
+
+    def verdicts(claim):
+        return {name: lines(name, claim)[0].verdict for name in tables}
+
+    worst = {name: lines(name, "C1", "worst")[0] for name in tables}
+    assert all(float(line.low) <= 0 for line in worst.values()), "C1: RL is seen above SL in no group"
+    open_to = {name for name, line in worst.items() if float(line.high) > line.smallest}
+    assert open_to == {"digits", "network", "8/255"}, "C1: in three of five more is not excluded"
+    assert runs["clothes"].query("arm in ('SL', 'RL')")["worst"].max() == 0, "C1: nothing to compare"
+    size = {name: lines(name, "C2", "cross-entropy")[0].reading for name in tables}
+    assert {name for name, reading in size.items() if reading == "there"} == {"study", "clothes", "8/255"}
+    free = {name: lines(name, "C2", "margin / logits")[0] for name in tables}
+    assert {name for name, line in free.items() if line.reading == "there"} == {"digits", "8/255"}
+    assert set(verdicts("C3").values()) == {"contradicted", "open"} and verdicts("C3")["8/255"] == "open"
+    assert sum(verdict == "contradicted" for verdict in verdicts("C3").values()) == 4
+    assert float(lines("clothes", "C3", "step")[0].high) < 0, "C3: steadier"
+    bend = {name: [line.reading for line in lines(name, "C4", "bend")] for name in tables}
+    assert bend["study"][0] == "there" and bend["clothes"] == ["not there", "there"], "C4: cross-entropy, margin"
+    assert float(lines("clothes", "C4", "bend", "cross")[0].high) < 0, "C4: bends more"
+    assert {name for name, said in verdicts("C5").items() if said == "supported"} == {"study", "clothes", "8/255"}
+    assert verdicts("C6") == dict.fromkeys(tables, "open") | {"study": "contradicted"}
+    low = {line.measured: float(line.high) for line in lines("study", "C6")}
+    assert low["accuracy under PGD on the cross-entropy"] < 0, "C6: less accurate under PGD"
+    assert -0.01 < low["accuracy in the worst case over all attacks"] < 0, "C6: barely, in the worst case"
+    assert [verdicts("C7")[name] for name in ("network", "digits", "study")] == ["supported", "open", "open"]
+    assert verdicts("C7")["clothes"] == verdicts("C7")["8/255"] == "contradicted"
+    assert {name for name, said in verdicts("C8").items() if said != "open"} == {"digits"}
+    assert verdicts("C9") == dict.fromkeys(tables, "contradicted") | {"8/255": "open"}
+    seeds = runs["study"].pivot(index="seed", columns="arm", values="worst")
+    assert (seeds["RL-adv"] > seeds["RL"]).sum() == 1, "above plain RL in one seed alone"
+
+
+def test_all_arms_of_the_study_are_usable_and_what_is_masked_on_purpose_is_not():
+    """The README's line on masking, which says of one that it is called suspect alone."""
+    found = pd.concat(map(pd.read_csv, (ROOT / "figures").glob("study*/masking*/gaps.csv")))
+    planted = found["model"].str.contains("x 1000|grey levels")
+    assert set(found.loc[~planted, "verdict"]) == {"usable"}
+    assert sorted(found.loc[planted, "verdict"].value_counts().items()) == [("masked", 9), ("suspect", 1)]
+
+
 def test_the_readme_leads_to_files_that_are_there():
     text = (ROOT / "README.md").read_text()
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
