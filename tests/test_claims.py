@@ -134,6 +134,16 @@ def test_a_control_in_place_of_an_arm():
     assert judge(everything)["C1"].verdict == "contradicted"
 
 
+def test_a_control_brings_its_own_adversarial_training():
+    """C6 of SL for more epochs is about SL-adv for more epochs, whatever RL-adv does."""
+    better = dict.fromkeys(("pgd", "square", "transfer", "worst"), 0.2)
+    everything = arms(**{"SL, 6 x epochs": {}, "SL_adv, 6 x epochs": better, "exact": {}})
+    assert judge(everything, rl="SL, 6 x epochs")["C6"].verdict == "supported"
+    assert judge(everything, rl="SL, 6 x epochs")["C9"].verdict == "contradicted"
+    assert judge(everything)["C6"].verdict == "contradicted"
+    assert judge(everything, rl="exact")["C6"].verdict == "open", "exact-adv was not trained"
+
+
 @pytest.mark.parametrize(
     ("kind", "smallest", "low_high", "expected"),
     [

@@ -64,7 +64,8 @@ def judge(readings: Arms, *, sl: str = "SL", rl: str = "RL", hybrids: Sequence[s
     of the logits, the worst case beside plain PGD.
 
     `sl` and `rl` name the two arms; a control in place of one (the exact expectation for RL, SL with its logits
-    multiplied) asks whether it would pass for the same. `hybrids` are the arms that C8 is about.
+    multiplied) asks whether it would pass for the same. C6 and C9 look at both with adversarial training as well, which
+    are the arms that `hardened` names. `hybrids` are the arms that C8 is about.
 
     Raises ValueError for hybrids that are not in `readings`, and for readings on different images.
     """
@@ -82,6 +83,13 @@ def judge(readings: Arms, *, sl: str = "SL", rl: str = "RL", hybrids: Sequence[s
         raise ValueError(f"hybrids name {', '.join(map(repr, missing))}, expected arms of {list(readings)}")
     arm = _Arms(readings, sl, rl, tuple(hybrids))
     return Claims(tuple(judged(name, says, make(arm)) for name, (says, make) in CLAIMS.items()))
+
+
+def hardened(arm: str) -> str:
+    """What an arm is called that differs by adversarial training: SL-adv for SL, "SL-adv, 6 x epochs" for
+    "SL, 6 x epochs"."""
+    head, comma, rest = arm.partition(", ")
+    return f"{head}-adv{comma}{rest}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class _Arms:
 
     def mixed(self, read: str, **weights: float) -> Seeds | None:
         """A weighted sum over sl, rl, sl_adv and rl_adv."""
-        arms = {"sl": self.sl, "rl": self.rl, "sl_adv": f"{self.sl}-adv", "rl_adv": f"{self.rl}-adv"}
+        arms = {"sl": self.sl, "rl": self.rl, "sl_adv": hardened(self.sl), "rl_adv": hardened(self.rl)}
         parts = {name: self.of(arms[name], read) for name in weights}
         if any(part is None for part in parts.values()):
             return None
@@ -166,7 +174,7 @@ def _entropy(arm: _Arms) -> list[Contrast]:
 
 
 def _dual(arm: _Arms) -> list[Contrast]:
-    a, b = f"{arm.rl}-adv", f"{arm.sl}-adv"
+    a, b = hardened(arm.rl), hardened(arm.sl)
     return [
         arm.more("accuracy under PGD on the cross-entropy", "pgd", ADVANTAGE, a, b),
         arm.more("accuracy under queries (Square)", "square", ADVANTAGE, a, b),
