@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradlens as gl
-from gradlens.claims import Readings, Scaled, as_confident_as, judge, measure, paired
+from gradlens.claims import Readings, Scaled, as_confident_as, hardened, judge, measure, paired
 from gradlens.claims.measure import DIRECTIONS, _withstood
 from gradlens.claims.rules import Contrast, judged
 from gradlens.claims.table import CLAIMS
@@ -142,6 +142,8 @@ def test_a_control_brings_its_own_adversarial_training():
     assert judge(everything, rl="SL, 6 x epochs")["C9"].verdict == "contradicted"
     assert judge(everything)["C6"].verdict == "contradicted"
     assert judge(everything, rl="exact")["C6"].verdict == "open", "exact-adv was not trained"
+    with pytest.raises(ValueError, match=r"arm is 5, expected the name of an arm"):
+        hardened(5)
 
 
 @pytest.mark.parametrize(
