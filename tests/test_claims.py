@@ -142,8 +142,8 @@ def test_a_control_brings_its_own_adversarial_training():
     assert judge(everything, rl="SL, 6 x epochs")["C9"].verdict == "contradicted"
     assert judge(everything)["C6"].verdict == "contradicted"
     assert judge(everything, rl="exact")["C6"].verdict == "open", "exact-adv was not trained"
-    with pytest.raises(ValueError, match=r"arm is 5, expected the name of an arm"):
-        hardened(5)
+    with pytest.raises(ValueError, match=r"arm is '', expected the name of an arm"):
+        hardened("")
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def judge(readings: Arms, *, sl: str = "SL", rl: str = "RL", hybrids: Sequence[s
 def hardened(arm: str) -> str:
     """What an arm is called that differs by adversarial training: SL-adv for SL, "SL-adv, 6 x epochs" for
     "SL, 6 x epochs". Raises ValueError for what is no name."""
-    if not isinstance(arm, str):
+    if not isinstance(arm, str) or not arm:
         raise ValueError(f"arm is {arm!r:.80}, expected the name of an arm")
     head, comma, rest = arm.partition(", ")
     return f"{head}-adv{comma}{rest}"
