@@ -202,19 +202,20 @@ def beyond(place: Path) -> str:
     return _table(rows)
 
 
-PARTS = {"attacks": withstood, "training": trained, "masking": judged, "suite": beyond}  # of a README
+PARTS = {"attacks": withstood, "training": trained, "masking": judged, "suite": beyond}  # beside the findings
 
 
 def rewrite(readme: Path, name: str, place: Path) -> None:
     """Replace what stands between a set's marks by its findings, and between those of its parts by their tables.
 
     Raises ValueError where the marks of the findings, or all marks of a set without any, or the end of others, are
-    missing.
+    missing, and for a table that a part cannot be read off.
     """
     text = readme.read_text(encoding="utf-8")
-    tables = {name: findings(place)} | {f"{name}.{part}": table(place) for part, table in PARTS.items()}
-    wanted = [mark for mark in tables if BEGIN.format(mark) in text or (mark == name and tables[mark])]
-    for mark in wanted or [name]:
+    tables = {name: findings(place)}
+    parts = {f"{name}.{part}": table for part, table in PARTS.items() if BEGIN.format(f"{name}.{part}") in text}
+    tables |= {mark: table(place) for mark, table in parts.items()}
+    for mark in tables if tables[name] or BEGIN.format(name) in text or not parts else parts:
         begin, end = BEGIN.format(mark), END.format(mark)
         if end not in text.partition(begin)[2]:
             raise ValueError(f"{readme} has no {begin} ... {end} to write between")
