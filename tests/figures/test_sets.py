@@ -12,6 +12,7 @@ from figures.__main__ import ROOT
 from gradlens.masking.evaluate import Budget
 from gradlens.robustness.suites import SUITES
 from tests.figures.conftest import PARAMETERS
+from training.schedule import label
 from training.sweep import grid
 
 
@@ -110,6 +111,13 @@ def test_every_set_of_this_repository_can_be_planned(name: str):
         assert all(folder.startswith("runs/") for folder in asked.sweeps)
         assert {book.parameters["runs"] for book in asked.notebooks} <= set(asked.sweeps)
         assert [book.name for book in asked.notebooks] == [book.name for book in found.notebooks]
+        trained = {
+            folder: {config.called or label(config.schedule) for config in grid(ROOT / path).values()}
+            for folder, path in asked.sweeps.items()
+        }
+        for book in asked.notebooks:  # the arms that it shows
+            wanted = {arm.strip() for arm in book.parameters.get("only", "").split("|")} - {""}
+            assert wanted <= trained[book.parameters["runs"]], (profile, book.name)
     assert found.about.endswith(".")
 
 
