@@ -342,6 +342,12 @@ GROUPS = {
 }  # fmt: skip
 
 
+def beyond(group, column, arm="SL"):
+    """What each run of a group reads less what `arm` of the same seed does."""
+    read = pd.read_csv(ROOT / "figures" / GROUPS[group] / "runs.csv").pivot(index="seed", columns="arm", values=column)
+    return read.sub(read[arm], axis=0)
+
+
 def test_the_ten_lines_of_the_readme_say_what_the_tables_say():
     """What is written in words there, read off the tables: where one of these fails, a line has to be written anew."""
     text = (ROOT / "README.md").read_text()
@@ -386,8 +392,8 @@ def test_the_ten_lines_of_the_readme_say_what_the_tables_say():
     assert open_to == {"digits", "network", "8/255"}, "C1: in three of five more is not excluded"
     assert runs["clothes"].query("arm in ('SL', 'RL')")["worst"].max() == 0, "C1: nothing to compare"
     assert "there RL is above SL in every seed, by four and a half points on average (unsure)" in said["C1"]
-    nearest = runs["8/255"].pivot(index="seed", columns="arm", values="worst")
-    assert (nearest["RL"] > nearest["SL"]).all() and not (nearest["exact"] > nearest["SL"]).all()
+    nearest = beyond("8/255", "worst") > 0
+    assert nearest["RL"].all() and not nearest["exact"].all()
     clean = lines("8/255", "C1", "clean")[0].difference
     assert [round(100 * float(x), 1) for x in (worst["8/255"].difference, clean)] == [4.5, -4.5]
     assert worst["8/255"].reading == "unsure"
@@ -410,31 +416,21 @@ def test_the_ten_lines_of_the_readme_say_what_the_tables_say():
     assert verdicts("C7")["clothes"] == verdicts("C7")["8/255"] == "contradicted"
     assert {name for name, said in verdicts("C8").items() if said != "open"} == {"digits"}
     assert verdicts("C9") == dict.fromkeys(tables, "contradicted") | {"8/255": "open"}
-    seeds = runs["study"].pivot(index="seed", columns="arm", values="worst")
-    assert (seeds["RL-adv"] < seeds["SL-adv, 6 x epochs"]).all(), "C6: in every seed below SL-adv for as many epochs"
+    assert (beyond("study", "worst", "SL-adv, 6 x epochs")["RL-adv"] < 0).all(), "C6: below SL-adv for as many epochs"
 
 
 def test_what_the_readme_says_beyond_the_ten_lines_of_single_seeds_is_what_they_read():
     """Below "Claim by claim", where no interval is kept: the signs of the differences, seed by seed."""
     text = (ROOT / "README.md").read_text()
-    worst, met = (
-        {
-            name: pd.read_csv(ROOT / "figures" / GROUPS[name] / "runs.csv").pivot(
-                index="seed", columns="arm", values=column
-            )
-            for name in ("digits", "study")
-        }
-        for column in ("worst", "transfer")
-    )
     assert "RL-adv is below SL-adv in every seed; it ends there" in text
-    below = worst["digits"].rsub(worst["digits"]["SL-adv"], axis=0)
+    below = -beyond("digits", "worst", "SL-adv")
     assert (below["RL-adv"] > 0).all()
     assert "which is below SL-adv in four seeds of five and level in one" in text
     assert sorted((below["exact-adv"] > 0).tolist()) == [False, *[True] * 4] and below["exact-adv"].min() == 0
     assert "above plain RL in one seed alone" in text
-    assert (worst["study"]["RL-adv"] > worst["study"]["RL"]).sum() == 1
+    assert (beyond("study", "worst", "RL")["RL-adv"] > 0).sum() == 1
     assert "than of SL's, by seven points on average and in every seed; fewer also of the noise-free" in text
-    more = met["digits"].sub(met["digits"]["SL"], axis=0)
+    more = beyond("digits", "transfer")
     assert (more[["RL", "RL + entropy"]] > 0).all(axis=None)
     assert more[["RL", "RL + entropy"]].mean().round(2).tolist() == [0.07, 0.07]
     assert "trained for longer, but by two points and not in every seed" in text
@@ -448,15 +444,12 @@ def test_what_the_readme_says_beyond_the_ten_lines_of_single_seeds_is_what_they_
     assert gained.groupby("attack").mean().round(2).tolist() == [0.05, 0.05]
     assert ((left["exact"] - left["SL"]).groupby("attack").mean().abs() < 0.01).all()
     assert "by ten points on average and in every seed, of the control by one and not in every seed" in text
-    runs = pd.read_csv(ROOT / "figures" / GROUPS["8/255"] / "runs.csv")
-    broken = runs.pivot(index="seed", columns="arm", values="transfer")
-    more = broken.sub(broken["SL"], axis=0)[["RL", "exact"]]
+    more = beyond("8/255", "transfer")[["RL", "exact"]]
     assert more.mean().round(2).tolist() == [0.1, 0.01] and (more > 0).all().tolist() == [True, False]
     assert "in the customary ball on two seeds of three, in that of 8/255 on each" in text
     for name, seeds in (("clothes", 2), ("8/255", 3)):
-        table = pd.read_csv(ROOT / "figures" / GROUPS[name] / "runs.csv")
-        reach = table.pivot(index="seed", columns="arm", values="distance")
-        assert (reach["RL"] > reach["SL"]).all() and (reach["exact"] > reach["SL"]).sum() == seeds
+        longer = beyond(name, "distance") > 0
+        assert longer["RL"].all() and longer["exact"].sum() == seeds
     assert "largest eigenvalue is smaller on RL's model on digits at one budget and among those measured in the" in text
     for name, is_smaller in (("study/curvature", True), ("study/curvature-paper", False),
                              ("study-cnn6/curvature-cnn6", False),
