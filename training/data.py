@@ -5,7 +5,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,13 @@ class Data:
     def shape(self) -> tuple[int, ...]:
         """Channels, height, width."""
         return tuple(self.train.images.shape[1:])
+
+    def ball_of(self, eps: float) -> Ball:
+        """The ball of this data set with another `eps`, in pixels, or the customary one where `eps` is 0.
+
+        Raises ValueError for any other `eps` that is not positive and finite.
+        """
+        return replace(self.ball, eps=eps) if eps else self.ball
 
     @property
     def mean(self) -> tuple[float, ...]:

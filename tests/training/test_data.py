@@ -1,10 +1,13 @@
 """The digits and their parts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from gradlens import Ball
 from training import data
 from training.data import Split, batches, subset
 
@@ -45,6 +48,15 @@ def test_mean_and_deviation_are_those_of_the_training_part(digits):
     pixels = digits.train.x.double().numpy()
     assert digits.mean == pytest.approx([pixels.mean()], rel=1e-5)
     assert digits.std == pytest.approx([np.std(pixels, ddof=1)], rel=1e-5)
+
+
+def test_another_eps_keeps_the_rest_of_the_ball_and_none_keeps_the_customary_one(digits):
+    other = replace(digits, ball=Ball(2.0, "l2", low=-1.0))
+    assert other.ball_of(0.5) == Ball(0.5, "l2", low=-1.0)
+    assert other.ball_of(0) == other.ball
+    for bad in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="eps"):
+            digits.ball_of(bad)
 
 
 def test_a_subset_is_the_same_for_the_same_seed_and_draws_no_image_twice(digits):
