@@ -53,7 +53,7 @@ def test_mean_and_deviation_are_those_of_the_training_part(digits):
 def test_another_eps_keeps_the_rest_of_the_ball_and_none_keeps_the_customary_one(digits):
     other = replace(digits, ball=Ball(2.0, "l2", low=-1.0))
     assert other.ball_of(0.5) == Ball(0.5, "l2", low=-1.0)
-    assert other.ball_of(0) == other.ball
+    assert other.ball_of(0.0) == other.ball
     for bad in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="eps"):
             digits.ball_of(bad)
