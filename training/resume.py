@@ -93,9 +93,13 @@ def _tensors(trainee: Trainee) -> dict[str, Tensor]:
 
 
 def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Each moment laid out in memory as its weights are: a fused optimiser walks both in step, and does not look."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, t in tensors.items():
         if name.startswith("optimizer."):
             _, i, key = name.split(".", 2)
-            state.setdefault(int(i), {})[key] = t
+            like = weights[int(i)]
+            moment = torch.empty_like(like, dtype=t.dtype).copy_(t) if t.shape == like.shape else t
+            state.setdefault(int(i), {})[key] = moment
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -40,11 +40,18 @@ def dropout(classes: int, shape: tuple[int, ...]) -> nn.Module:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
-    """Weights, average, optimiser, baseline, dropout, attacks, curves and the choice of the best: all as without."""
+def test_a_stopped_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, channels_last: bool
+) -> None:
+    """Weights, average, optimiser, baseline, dropout, attacks, curves and the choice of the best: all as without.
+
+    So they are where the weights of convolutions lie otherwise in memory than the file has them.
+    """
     monkeypatch.setitem(models.MODELS, "dropout", dropout)
-    config = Config(model="dropout", optimizer=optimizer, **EVERYTHING)
+    model = "cnn_small" if channels_last else "dropout"
+    config = Config(model=model, optimizer=optimizer, channels_last=channels_last, **EVERYTHING)
     whole = fit(config, tmp_path / "whole", quiet=True)
     original, calls = fitting.epoch, []
 
