@@ -353,9 +353,9 @@ def test_the_ten_lines_of_the_readme_say_what_the_tables_say():
     text = (ROOT / "README.md").read_text()
     said = dict(re.findall(r"^- \*\*(C\d), (.*)$", text, re.M))
     for claim, words in {
-        "C1": "seen above SL in no group; in three of five, more than would matter is not excluded, and in one",
+        "C1": "seen in one group of five, and there stopping SL early does as well",
         "C2": "with the study's settings and on Fashion-MNIST, and so are SL's with RL's margins.",
-        "C3": "contradicted** in all five groups. On Fashion-MNIST they are steadier, in the customary ball from step",
+        "C3": "contradicted** in all five groups. On Fashion-MNIST they are steadier, from step to step in both balls",
         "C4": "seen whole in no group.** With the study's settings the cross-entropy bends less, which is confidence",
         "C5": "supported** with the study's settings and on Fashion-MNIST, and confidence again",
         "C6": "seen in none** of the four groups that have both. It is contradicted on digits with a small network",
@@ -387,23 +387,18 @@ def test_the_ten_lines_of_the_readme_say_what_the_tables_say():
         return {name: lines(name, claim)[0].verdict for name in tables}
 
     worst = {name: lines(name, "C1", "worst")[0] for name in tables}
-    assert all(float(line.low) <= 0 for line in worst.values()), "C1: RL is seen above SL in no group"
+    assert {name for name, line in worst.items() if line.reading == "there"} == {"8/255"}, "C1: seen in one group"
+    assert all(float(line.low) <= 0 for name, line in worst.items() if name != "8/255")
     open_to = {name for name, line in worst.items() if float(line.high) > line.smallest}
-    assert open_to == {"digits", "network", "8/255"}, "C1: in three of five more is not excluded"
+    assert open_to == {"digits", "network", "8/255"}, "C1: in two others more is not excluded"
     assert runs["clothes"].query("arm in ('SL', 'RL')")["worst"].max() == 0, "C1: nothing to compare"
-    assert "there RL is above SL in every seed, by four and a half points on average (unsure)" in said["C1"]
-    nearest = beyond("8/255", "worst") > 0
-    assert nearest["RL"].all() and not nearest["exact"].all()
-    clean = lines("8/255", "C1", "clean")[0].difference
-    assert [round(100 * float(x), 1) for x in (worst["8/255"].difference, clean)] == [4.5, -4.5]
-    assert worst["8/255"].reading == "unsure"
     size = {name: lines(name, "C2", "cross-entropy")[0].reading for name in tables}
     assert {name for name, reading in size.items() if reading == "there"} == {"study", "clothes", "8/255"}
     free = {name: lines(name, "C2", "margin / logits")[0] for name in tables}
     assert {name for name, line in free.items() if line.reading == "there"} == {"digits", "8/255"}
     assert set(verdicts("C3").values()) == {"contradicted"}
-    assert -0.01 < float(lines("8/255", "C3", "distance eps")[0].high) < 0, "C3: barely steadier at the distance eps"
-    assert float(lines("clothes", "C3", "step")[0].high) < 0, "C3: steadier"
+    for name, measured in (("8/255", "distance eps"), ("8/255", "step"), ("clothes", "step")):
+        assert float(lines(name, "C3", measured)[0].high) < 0, "C3: steadier"
     bend = {name: [line.reading for line in lines(name, "C4", "bend")] for name in tables}
     assert bend["study"][0] == "there" and bend["clothes"] == ["not there", "there"], "C4: cross-entropy, margin"
     assert float(lines("clothes", "C4", "bend", "cross")[0].high) < 0, "C4: bends more"
@@ -417,6 +412,30 @@ def test_the_ten_lines_of_the_readme_say_what_the_tables_say():
     assert {name for name, said in verdicts("C8").items() if said != "open"} == {"digits"}
     assert verdicts("C9") == dict.fromkeys(tables, "contradicted") | {"8/255": "open"}
     assert (beyond("study", "worst", "SL-adv, 6 x epochs")["RL-adv"] < 0).all(), "C6: below SL-adv for as many epochs"
+
+
+def test_what_the_readme_says_of_sl_that_was_stopped_early():
+    """In the ball of 8/255, in the lines on C1, C2 and C4."""
+    text = (ROOT / "README.md").read_text()
+    assert "by six points on average in the worst case and by five under PGD (both seen" in text
+    assert "gains ten: in four seeds of five it is above RL, in the fifth level but for one image" in text
+    table = pd.read_csv(ROOT / "figures" / GROUPS["8/255"] / "claims.csv")
+    lines = table[table["claim"] == "C1"]  # under PGD, clean, in the worst case
+    assert lines["reading"].tolist() == ["there", "unsure", "there"]
+    assert (100 * lines["difference"]).round().tolist() == [5, -5, 6]
+    gained = beyond("8/255", "worst")
+    assert (gained["RL"] > 0).all() and not (gained["exact"] > 0).all() and abs(gained["exact"].mean()) < 0.01
+    assert round(gained["SL, 2 epochs"].mean(), 2) == 0.1
+    ahead = gained["SL, 2 epochs"] - gained["RL"]
+    assert (ahead > 0).sum() == 4 and ahead.min() == pytest.approx(-1 / 320, abs=1e-6)
+    assert beyond("8/255", "clean", "RL")["SL, 2 epochs"].mean() >= 0, "C1: no less accurate on clean images"
+    early = pd.read_csv(ROOT / "figures" / GROUPS["8/255"] / "controls.csv").query("place == 'SL, 2 epochs'")
+    assert set(early[early["claim"] == "C4"]["verdict"]) == {"supported"}, "C4: SL stopped early shows it whole"
+    of_lengths = early[early["measured"] == "log10 gradient norm, margin / logits"].iloc[0]
+    assert (
+        of_lengths["reading"] == "there"
+        and of_lengths["difference"] > 2 * table.loc[table["measured"] == of_lengths["measured"], "difference"].item()
+    )
 
 
 def test_what_the_readme_says_beyond_the_ten_lines_of_single_seeds_is_what_they_read():
@@ -436,20 +455,35 @@ def test_what_the_readme_says_beyond_the_ten_lines_of_single_seeds_is_what_they_
     assert "trained for longer, but by two points and not in every seed" in text
     assert more[["exact", "SL, 6 x epochs"]].mean().round(2).tolist() == [0.02, 0.02]
     assert not (more[["exact", "SL, 6 x epochs"]] > 0).all().any()
-    assert "in every seed and on either loss, by three to eight points, five on average, where the control is" in text
+    assert "in every seed and on either loss, by between two and eight points, five on average" in text
+    assert "there in every seed more than RL" in text
     trained = pd.read_csv(ROOT / "figures/study-fashion-mnist-eps8/training-fashion-mnist-eps8/accuracy.csv")
     left = trained[trained["attack"] != "clean"].pivot(index=["attack", "seed"], columns="arm", values="accuracy")
     gained = left["RL"] - left["SL"]
-    assert [round(100 * gained.min()), round(100 * gained.max())] == [3, 8]
+    assert gained.min() > 0.02 and gained.max() < 0.08
     assert gained.groupby("attack").mean().round(2).tolist() == [0.05, 0.05]
-    assert ((left["exact"] - left["SL"]).groupby("attack").mean().abs() < 0.01).all()
-    assert "by ten points on average and in every seed, of the control by one and not in every seed" in text
-    more = beyond("8/255", "transfer")[["RL", "exact"]]
-    assert more.mean().round(2).tolist() == [0.1, 0.01] and (more > 0).all().tolist() == [True, False]
-    assert "in the customary ball on two seeds of three, in that of 8/255 on each" in text
-    for name, seeds in (("clothes", 2), ("8/255", 3)):
+    assert (left["SL, 2 epochs"] > left["RL"]).all()
+    assert (
+        "by nine points on average and in every seed, of SL stopped early by ten and in every seed too, of the" in text
+    )
+    more = beyond("8/255", "transfer")[["RL", "SL, 2 epochs", "exact"]]
+    assert more.mean().round(2).tolist() == [0.09, 0.1, -0.01]
+    assert (more > 0).all().tolist() == [True, True, False]
+    assert "in the customary ball on two seeds of three, in that of 8/255 on four of five" in text
+    for name, seeds in (("clothes", 2), ("8/255", 4)):
         longer = beyond(name, "distance") > 0
         assert longer["RL"].all() and longer["exact"].sum() == seeds
+    assert (beyond("8/255", "distance", "RL")["SL, 2 epochs"] > 0).all(), "longer still"
+    assert "leaves RL more than SL in four seeds of five, by three points on average, and SL stopped early more" in text
+    square = beyond("8/255", "square")
+    assert (square["RL"] > 0).sum() == 4 and round(square["RL"].mean(), 2) == 0.03
+    assert (square["SL, 2 epochs"] > square["RL"]).all()
+    assert (
+        "Its gradients of the cross-entropy are the largest of all, three times SL's, its models the least sure" in text
+    )
+    read = pd.read_csv(ROOT / "figures" / GROUPS["8/255"] / "runs.csv").groupby("arm").mean()
+    assert read["norm"].idxmax() == read["entropy"].idxmax() == "SL, 2 epochs"
+    assert 3 < 10 ** (read["norm"]["SL, 2 epochs"] - read["norm"]["SL"]) < 3.5
     assert "largest eigenvalue is smaller on RL's model on digits at one budget and among those measured in the" in text
     for name, is_smaller in (("study/curvature", True), ("study/curvature-paper", False),
                              ("study-cnn6/curvature-cnn6", False),
