@@ -8,11 +8,14 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
 from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradlens as gl
+from gradlens import plots
 from gradlens.claims import Readings, Scaled, as_confident_as, hardened, judge, measure, paired
 from gradlens.claims.measure import DIRECTIONS, _withstood
 from gradlens.claims.rules import Contrast, judged
@@ -388,3 +391,30 @@ def test_confidence_that_is_none_is_refused(cnn, images):
         as_confident_as(cnn, flat, images)
     with pytest.raises(ValueError, match="x spans"):
         as_confident_as(cnn, cnn, images + 1)
+
+
+def test_tables_side_by_side_show_each_line_of_each_and_a_dash_for_what_one_lacks():
+    """A control that has the effect as well leaves none of it; texts and colours are the lines' own."""
+    readings = arms(RL={"pgd": 0.5, "norm": -1.0}, exact={"pgd": 0.5, "norm": -0.4})
+    whole, other = judge(readings), judge(readings, sl="exact")
+    asked = gl.claims.Claims(tuple(claim for claim in other.claims if claim.name in {"C1", "C2"}))
+    fig, ax = plt.subplots()
+    plots.contrasts({"SL": whole, "exact": asked}, ax)
+    cells = {tuple(map(round, text.get_position())): text.get_text() for text in ax.texts}
+    rows = [(claim.name, at, line) for claim in whole.claims for at, line in enumerate(claim.lines)]
+    assert ax.get_yticklabels()[0].get_text() == f"{rows[0][-1].of}\nC1: RL - SL"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["SL", "exact"]
+    (image,) = ax.images
+    colours = {"there": "#7fa8d9", "not there": "#d9756c", "unsure": "#eeeeee"}
+    for row, (name, at, line) in enumerate(rows):
+        for column, (one, has) in enumerate([(line, True), (other[name].lines[at], name in {"C1", "C2"})]):
+            if not has or np.isnan(one.difference):
+                assert cells[column, row] == "–" and image.get_array().mask[row, column]
+                continue
+            assert cells[column, row] == f"{one.difference:+.3f}\n[{one.low:+.3f}, {one.high:+.3f}]"
+            assert to_hex(image.cmap(image.norm(image.get_array()[row, column]))) == colours[one.reading]
+    plt.close(fig)
+    assert whole["C1"].lines[0].reading == "there" and other["C1"].lines[0].reading == "not there"
+    assert other["C2"].lines[0].difference == pytest.approx(0.6, abs=0.01)  # SL's place, less RL
+    with pytest.raises(ValueError, match="results are empty"):
+        plots.contrasts({}, ax)

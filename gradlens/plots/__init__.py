@@ -4,7 +4,7 @@ What ends in s takes a dict of results, one a model, and as many axes: small mul
 """
 
 from .attacks import asymmetry, attacks, curves, transfer
-from .claims import claims
+from .claims import claims, contrasts
 from .evidence import evidence, gaps
 from .explore import closeup, explore
 from .look import COLOURS, LABELS, OTHERS, colour, style
@@ -28,6 +28,7 @@ __all__ = [
     "class_legend",
     "closeup",
     "colour",
+    "contrasts",
     "curves",
     "decision_maps",
     "decisions",

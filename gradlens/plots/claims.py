@@ -1,12 +1,15 @@
 """The claims table as a picture: each line's interval against the smallest difference that would matter."""
 
 import math
+from collections.abc import Mapping
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.ticker import SymmetricalLogLocator
 
 from ..claims import Claims
-from .look import COLOURS
+from .look import COLOURS, tabulate
 
 # told apart without colour too
 MARKS = {
@@ -15,6 +18,7 @@ MARKS = {
     "unsure": ("o", "white", "0.45"),
 }
 GAP = 1.6  # rows between claims
+FILLS = {"not there": "#d9756c", "unsure": "#eeeeee", "there": "#7fa8d9"}  # those of verdicts: contradicted, supported
 
 
 def claims(result: Claims, ax: Axes) -> Axes:
@@ -55,4 +59,35 @@ def claims(result: Claims, ax: Axes) -> Axes:
     for reading, (marker, face, edge) in MARKS.items():
         ax.plot([], [], marker=marker, mfc=face, mec=edge, color=edge, lw=1.5, label=reading)
     ax.plot([], [], marker="|", ms=12, mew=1.6, color="black", ls="none", label="needed")
+    return ax
+
+
+def contrasts(results: Mapping[str, Claims], ax: Axes) -> Axes:
+    """Claims tables side by side, as with several controls in one arm's place: a row a line, a column a table.
+
+    A cell tells the difference and its interval, and has the colour of the reading: blue there, red not there, grey
+    unsure. Rows are those of the first table, in its words; a dash is what another lacks or was not measured.
+    Raises ValueError for no result.
+    """
+    if not results:
+        raise ValueError("results are empty, expected at least one Claims")
+    tables = [
+        {(claim.name, at): line for claim in result.claims for at, line in enumerate(claim.lines)}
+        for result in results.values()
+    ]
+    rows = list(tables[0])
+    codes = np.full((len(rows), len(tables)), np.nan)
+    for row, column in np.ndindex(codes.shape):
+        line = tables[column].get(rows[row])
+        if line is None or math.isnan(line.difference):
+            ax.text(column, row, "–", ha="center", va="center", color="0.6")
+            continue
+        codes[row, column] = list(FILLS).index(line.reading)
+        words = f"{line.difference:+.3f}"
+        if not math.isnan(line.low):
+            words += f"\n[{line.low:+.3f}, {line.high:+.3f}]"
+        ax.text(column, row, words, ha="center", va="center", fontsize="xx-small")
+    ax.imshow(codes, cmap=ListedColormap(list(FILLS.values())), vmin=0, vmax=len(FILLS) - 1, aspect="auto")
+    names = [f"{tables[0][row].of}\n{row[0]}: {tables[0][row].names}" for row in rows]
+    tabulate(ax, names, list(results), fontsize="x-small")
     return ax

@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from ..intervals import wilson
 from ..masking import Masking
-from .look import colour
+from .look import colour, tabulate
 
 FEW = 4  # a row that could be said of fewer than one in so many samples is counted, not given as a share
 
@@ -43,16 +43,7 @@ def evidence(results: Mapping[str, Masking], ax: Axes) -> Axes:
                     Rectangle(inner, 0.92, 0.88, fill=False, edgecolor="black",
                               lw=2.2 if row.is_strong else 1.0, ls="-" if row.counts else ":")
                 )  # fmt: skip
-    ax.set_yticks(range(len(names)), names)
-    heads = [f"{name}\n{result.verdict}" for name, result in results.items()]
-    ax.set_xticks(range(len(heads)), heads)
-    ax.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
-    ax.set_xticks(np.arange(len(heads) - 1) + 0.5, minor=True)
-    ax.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
-    ax.grid(False)
-    ax.grid(which="minor", color="white", lw=1.5)
-    ax.tick_params(which="minor", length=0)
-    ax.spines[:].set_visible(False)
+    tabulate(ax, names, [f"{name}\n{result.verdict}" for name, result in results.items()])
     return ax
 
 

@@ -100,6 +100,19 @@ def share_limits(axes: Sequence[Axes]) -> None:
             ax.set(**{name: (min(low for low, _ in ends), max(high for _, high in ends))})
 
 
+def tabulate(ax: Axes, rows: Sequence[str], columns: Sequence[str], **text: Any) -> None:
+    """Axes as a table of cells one unit wide: heads above, names at the left, white lines between."""
+    ax.set_yticks(range(len(rows)), rows, **text)
+    ax.set_xticks(range(len(columns)), columns, **text)
+    ax.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
+    ax.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+    ax.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
+    ax.grid(False)
+    ax.grid(which="minor", color="white", lw=1.5)
+    ax.tick_params(which="minor", length=0)
+    ax.spines[:].set_visible(False)
+
+
 def outer_labels(axes: Sequence[Axes]) -> None:
     """Labels of shared axes once: at the left of a row and below a column of these panels, whatever else is there."""
     places = {ax: place for ax in axes if (place := ax.get_subplotspec()) is not None}

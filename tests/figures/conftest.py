@@ -11,6 +11,7 @@ import pytest
 
 from figures.__main__ import main
 
+STUDIES = sorted(path.stem for path in (Path(__file__).parents[2] / "figures" / "sets").glob("study*.toml"))
 PNG = bytes.fromhex(  # one white pixel
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8ffff3f0005fe02fe0def46b8"
     "0000000049454e44ae426082"

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from figures import keep, manifest, sets, stamp
-from tests.figures.conftest import PARAMETERS
+from tests.figures.conftest import PARAMETERS, STUDIES
 
 ROOT = Path(__file__).parents[2]
 LINES = """
@@ -302,9 +302,7 @@ def test_a_manifest_names_the_gpus_that_a_build_could_use(built, tmp_path, monke
     assert manifest.machine()["gpus"] == []
 
 
-@pytest.mark.parametrize(
-    "name", ["study", "study-cnn6", "study-cnn6-attacks", "study-fashion-mnist", "study-fashion-mnist-eps8"]
-)
+@pytest.mark.parametrize("name", STUDIES)
 def test_the_findings_of_the_readme_are_those_that_are_kept(name):
     """Between the README's marks stands what the tables beside the manifest say, and each table is the one that was
     kept."""

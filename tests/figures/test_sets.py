@@ -11,7 +11,7 @@ from figures import execute, manifest, parameters, plan, sets
 from figures.__main__ import ROOT
 from gradlens.masking.evaluate import Budget
 from gradlens.robustness.suites import SUITES
-from tests.figures.conftest import PARAMETERS
+from tests.figures.conftest import PARAMETERS, STUDIES
 from training.schedule import label
 from training.sweep import grid
 
@@ -39,9 +39,7 @@ def test_the_set_of_this_repository_can_be_read():
     assert all(book.parameters["runs"] == "runs/smoke" and book.parameters["seed"] == 0 for book in smoke.notebooks)
 
 
-@pytest.mark.parametrize(
-    "name", ["study", "study-cnn6", "study-cnn6-attacks", "study-fashion-mnist", "study-fashion-mnist-eps8"]
-)
+@pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "imagenet100"])
 def test_the_study_asks_the_same_on_other_data(dataset, name):
     """Unchanged files: all that is another is the data set, and the folders of what was trained on it."""
