@@ -83,6 +83,16 @@ def test_a_question_beyond_the_budget_is_refused_and_not_put_to_the_model(cnn, i
     assert asked.used.tolist() == [3, 2, 1, 1, 1, 1]
 
 
+def test_an_error_is_clear_by_the_rounding_of_the_arithmetic_that_the_model_was_prepared_for():
+    """A lead of half a percent is beyond the rounding of float32 and within that of bfloat16."""
+    model = Answers(lambda x: 10 + torch.stack([0 * x.mean((1, 2, 3)), 0.05 * (x.mean((1, 2, 3)) - 0.5).sign()], 1))
+    x, y = torch.full((2, 1, 2, 2), 0.45), torch.zeros(2, dtype=torch.long)
+    for precision, is_clear in (("float32", True), ("bfloat16", False)):
+        asked = box(gl.prepare(model, precision=precision), x, y)
+        assert not asked.errs(x, torch.arange(2)).any()
+        assert asked.errs(x + 0.1, torch.arange(2)).tolist() == [is_clear] * 2
+
+
 def test_no_gradient_comes_out_of_the_box(cnn, images, labels):
     asked = box(cnn, images, labels)
     points = images.clone().requires_grad_(True)

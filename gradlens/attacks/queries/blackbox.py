@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ...ball import Ball, expand
 from ...batches import answers
 from ...losses import errs, margin
+from ...model import rounding
 from ...types import Images, Labels, PerSample, SampleMask
 
 ROUNDING = 8  # units in the last place of the largest logit by which an error must be clear
@@ -26,8 +27,7 @@ class BlackBox:
     ) -> None:
         self.x, self.y, self.ball, self.queries = x, y, ball, queries
         self._model, self._width, self._until_broken = model, width, until_broken
-        kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
-        self._rounding = ROUNDING * max(torch.finfo(kind).eps, torch.finfo(x.dtype).eps)
+        self._rounding = ROUNDING * max(rounding(model, x), torch.finfo(x.dtype).eps)
         self.used = torch.ones_like(y)
         self.clean_margin, _, self._is_wrong = self._answer(x, y)
         nothing = torch.full_like(self.clean_margin, torch.nan)
