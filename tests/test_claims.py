@@ -126,6 +126,8 @@ def test_hybrids_are_judged_by_their_mean():
     half = arms(**{"SL, RL": kept, "SL>RL": {}})
     line = judge(half, hybrids=["SL, RL", "SL>RL"])["C8"].lines[1]
     assert line.difference == pytest.approx(0.5, abs=0.02)
+    assert line.names == "SL - hybrids"
+    assert [one.names for one in judge(half, hybrids=["SL>RL"])["C8"].lines[:2]] == ["SL>RL - SL", "SL - SL>RL"]
     with pytest.raises(ValueError, match=r"hybrids name 'RL, SL', expected arms of"):
         judge(everything, hybrids=["RL, SL"])
 

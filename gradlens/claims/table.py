@@ -197,9 +197,11 @@ def _budgets(arm: _Arms) -> list[Contrast]:
 
 
 def _hybrids(arm: _Arms) -> list[Contrast]:
+    called = arm.hybrids[0] if len(arm.hybrids) == 1 else "hybrids"  # one may be a control that stands for them
+
     def against(of: str, read: str, smallest: float, *, down: bool = False) -> Contrast:
         parts = (arm.of(arm.sl, read), arm.hybrid(read)) if down else (arm.hybrid(read), arm.of(arm.sl, read))
-        names = f"{arm.sl} - hybrids" if down else f"hybrids - {arm.sl}"
+        names = f"{arm.sl} - {called}" if down else f"{called} - {arm.sl}"
         return Contrast(of, *parts, smallest, "more", names, read in SHARES)
 
     return [
