@@ -48,6 +48,12 @@ class Line:
     samples: int  # images with a defined value in every seed
 
     @property
+    def expected(self) -> str:
+        """What the claim needs the difference to be, in words."""
+        bound = f"{self.smallest:.3g}"
+        return {"more": f"at least {bound}", "different": f"beyond +-{bound}", "equal": f"within +-{bound}"}[self.kind]
+
+    @property
     def reading(self) -> str:
         """ "there", "not there", or "unsure" where the interval leaves both possible.
 
@@ -87,7 +93,7 @@ class Claim:
     def __str__(self) -> str:
         told = [
             f"  {line.reading:9}  {line.of}, {line.names}: {line.difference:+.3g} [{line.low:+.3g}, {line.high:+.3g}]"
-            f", {_wanted(line)}"
+            f", {line.expected}"
             for line in self.lines
         ]
         return "\n".join([f"{self.name} {self.verdict}: {self.says}", *told])
@@ -100,7 +106,7 @@ class Claim:
         return pd.DataFrame(
             [
                 {
-                    **head, "measured": line.of, "difference of": line.names, "expected": _wanted(line),
+                    **head, "measured": line.of, "difference of": line.names, "expected": line.expected,
                     "difference": line.difference, "low": line.low, "high": line.high, "smallest": line.smallest,
                     "reading": line.reading, "seeds": line.seeds, "samples": line.samples,
                 }
@@ -163,8 +169,3 @@ def paired(a: Seeds, b: Seeds, level: float = LEVEL, *, is_share: bool = False) 
     freedom = variance**2 / sum(part**2 / of for part, of in parts) if variance else seeds - 1
     half = float(t.ppf((1 + level) / 2, freedom) * np.sqrt(variance))
     return mean, mean - half, mean + half, seeds, samples
-
-
-def _wanted(line: Line) -> str:
-    bound = f"{line.smallest:.3g}"
-    return {"more": f"at least {bound}", "different": f"beyond +-{bound}", "equal": f"within +-{bound}"}[line.kind]

@@ -65,7 +65,8 @@ def judge(readings: Arms, *, sl: str = "SL", rl: str = "RL", hybrids: Sequence[s
 
     `sl` and `rl` name the two arms; a control in place of one (the exact expectation for RL, SL with its logits
     multiplied) asks whether it would pass for the same. C6 and C9 look at both with adversarial training as well, which
-    are the arms that `hardened` names. `hybrids` are the arms that C8 is about.
+    are the arms that `hardened` names. `hybrids` are the arms that C8 is about, by their mean; a single one is named in
+    its lines.
 
     Raises ValueError for hybrids that are not in `readings`, and for readings on different images.
     """

@@ -4,7 +4,7 @@ What ends in s takes a dict of results, one a model, and as many axes: small mul
 """
 
 from .attacks import asymmetry, attacks, curves, transfer
-from .claims import claims, contrasts
+from .claims import FILLS, claims, contrasts
 from .evidence import evidence, gaps
 from .explore import closeup, explore
 from .look import COLOURS, LABELS, OTHERS, colour, style
@@ -20,6 +20,7 @@ from .weights import weight_line, weight_surface
 
 __all__ = [
     "COLOURS",
+    "FILLS",
     "LABELS",
     "OTHERS",
     "asymmetry",

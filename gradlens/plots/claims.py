@@ -18,7 +18,7 @@ MARKS = {
     "unsure": ("o", "white", "0.45"),
 }
 GAP = 1.6  # rows between claims
-FILLS = {"not there": "#d9756c", "unsure": "#eeeeee", "there": "#7fa8d9"}  # those of verdicts: contradicted, supported
+FILLS = {"not there": "#d9756c", "unsure": "#eeeeee", "there": "#7fa8d9"}  # of cells, and of the verdicts made of them
 
 
 def claims(result: Claims, ax: Axes) -> Axes:
@@ -65,9 +65,9 @@ def claims(result: Claims, ax: Axes) -> Axes:
 def contrasts(results: Mapping[str, Claims], ax: Axes) -> Axes:
     """Claims tables side by side, as with several controls in one arm's place: a row a line, a column a table.
 
-    A cell tells the difference and its interval, and has the colour of the reading: blue there, red not there, grey
-    unsure. Rows are those of the first table, in its words; a dash is what another lacks or was not measured.
-    Raises ValueError for no result.
+    A cell tells the difference and its interval, and has the colour of the reading: blue where what the row expects is
+    there, red where it is not, grey where the interval leaves both possible. Rows are named as in the first table that
+    has them; a dash is what a table lacks or was not measured. Raises ValueError for no result.
     """
     if not results:
         raise ValueError("results are empty, expected at least one Claims")
@@ -75,19 +75,23 @@ def contrasts(results: Mapping[str, Claims], ax: Axes) -> Axes:
         {(claim.name, at): line for claim in result.claims for at, line in enumerate(claim.lines)}
         for result in results.values()
     ]
-    rows = list(tables[0])
+    first = {row: line for table in reversed(tables) for row, line in table.items()}
+    rows, readings = sorted(first), list(FILLS)
     codes = np.full((len(rows), len(tables)), np.nan)
     for row, column in np.ndindex(codes.shape):
         line = tables[column].get(rows[row])
         if line is None or math.isnan(line.difference):
             ax.text(column, row, "–", ha="center", va="center", color="0.6")
             continue
-        codes[row, column] = list(FILLS).index(line.reading)
-        words = f"{line.difference:+.3f}"
+        codes[row, column] = readings.index(line.reading)
+        words = f"{line.difference:+z.3f}"
         if not math.isnan(line.low):
-            words += f"\n[{line.low:+.3f}, {line.high:+.3f}]"
-        ax.text(column, row, words, ha="center", va="center", fontsize="xx-small")
+            words += f"\n[{line.low:+z.3f}, {line.high:+z.3f}]"
+        ax.text(column, row, words, ha="center", va="center", fontsize="x-small")
     ax.imshow(codes, cmap=ListedColormap(list(FILLS.values())), vmin=0, vmax=len(FILLS) - 1, aspect="auto")
-    names = [f"{tables[0][row].of}\n{row[0]}: {tables[0][row].names}" for row in rows]
+    names = [f"{name}: {first[name, at].of}\n{first[name, at].names}, {first[name, at].expected}" for name, at in rows]
     tabulate(ax, names, list(results), fontsize="x-small")
+    for row, (_, at) in enumerate(rows):
+        if row and at == 0:  # where another claim begins
+            ax.axhline(row - 0.5, color="0.4", lw=1)
     return ax

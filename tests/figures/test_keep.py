@@ -527,7 +527,7 @@ READ = {  # what a line of a claim reads, as runs.csv calls it
     "name",
     [f"study/claims-{group}" for group in ("digits", "paper")]
     + ["study-cnn6/claims-cnn6", "study-fashion-mnist/claims-fashion-mnist"]
-    + ["study-fashion-mnist-eps8/claims-fashion-mnist-eps8"],
+    + [f"study-fashion-mnist-{one}/claims-fashion-mnist-{one}" for one in ("eps8", "epochs")],
 )
 def test_kept_claims_are_the_differences_of_what_each_run_reads(name):
     """The claims table against the readings of the single runs beside it: another file, joined by arm alone."""
@@ -536,7 +536,10 @@ def test_kept_claims_are_the_differences_of_what_each_run_reads(name):
     claims, controls = pd.read_csv(kept / "claims.csv"), pd.read_csv(kept / "controls.csv")
     own, asked = (table.groupby("claim")["verdict"].first() for table in (claims, controls.query("place == 'RL'")))
     assert len(asked) and asked.equals(own[asked.index]), "RL in its own place"
-    lines = pd.concat([claims, controls])
+    lines = pd.concat([claims, controls, *map(pd.read_csv, kept.glob("beyond.csv"))])
+    for pair in (pd.read_csv(kept / "pairs.csv") if (kept / "pairs.csv").is_file() else lines[:0]).itertuples():
+        column = means[READ[pair.measured]]
+        assert pair.difference == pytest.approx(column[pair.arm] - column[pair.other], abs=2e-5)
     seen = 0
     for line in lines.rename(columns={"difference of": "arms"}).itertuples():
         a, _, b = line.arms.partition(" - ")
