@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import multiprocessing
+import re
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
 import pytest
@@ -400,23 +402,29 @@ def test_tables_side_by_side_show_each_line_of_each_and_a_dash_for_what_one_lack
     readings = arms(RL={"pgd": 0.5, "norm": -1.0}, exact={"pgd": 0.5, "norm": -0.4})
     whole, other = judge(readings), judge(readings, sl="exact")
     asked = gl.claims.Claims(tuple(claim for claim in other.claims if claim.name in {"C1", "C2"}))
+    alone = judge({arm: {0: seeds[0]} for arm, seeds in readings.items()})  # one seed: no interval
     fig, ax = plt.subplots()
-    plots.contrasts({"SL": whole, "exact": asked}, ax)
+    plots.contrasts({"exact": asked, "SL": whole, "one": alone}, ax)
     cells = {tuple(map(round, text.get_position())): text.get_text() for text in ax.texts}
-    rows = [(claim.name, at, line) for claim in whole.claims for at, line in enumerate(claim.lines)]
-    assert ax.get_yticklabels()[0].get_text() == f"{rows[0][-1].of}\nC1: RL - SL"
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["SL", "exact"]
+    rows = [(claim.name, at) for claim in whole.claims for at in range(len(claim.lines))]
+    named = [label.get_text() for label in ax.get_yticklabels()]
+    assert named[0] == "C1: accuracy under PGD on the cross-entropy\nRL - exact, at least 0.05", "the first that has it"
+    assert named[rows.index(("C5", 0))] == "C5: entropy at the image, nats\nRL - SL, beyond +-0.05"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["exact", "SL", "one"] and len(named) == len(rows)
     (image,) = ax.images
     colours = {"there": "#7fa8d9", "not there": "#d9756c", "unsure": "#eeeeee"}
-    for row, (name, at, line) in enumerate(rows):
-        for column, (one, has) in enumerate([(line, True), (other[name].lines[at], name in {"C1", "C2"})]):
-            if not has or np.isnan(one.difference):
-                assert cells[column, row] == "–" and image.get_array().mask[row, column]
-                continue
-            assert cells[column, row] == f"{one.difference:+.3f}\n[{one.low:+.3f}, {one.high:+.3f}]"
-            assert to_hex(image.cmap(image.norm(image.get_array()[row, column]))) == colours[one.reading]
+    for (row, (name, at)), (column, table) in product(enumerate(rows), enumerate((asked, whole, alone))):
+        line = table[name].lines[at] if name in {claim.name for claim in table.claims} else None
+        if line is None or np.isnan(line.difference):
+            assert cells[column, row] == "–" and image.get_array().mask[row, column]
+            continue
+        told = [float(number) for number in re.findall(r"[+-][\d.]+", cells[column, row])]
+        expected = [line.difference] if column == 2 else [line.difference, line.low, line.high]
+        assert told == pytest.approx(expected, abs=5e-4) and "-0.000" not in cells[column, row]
+        assert to_hex(image.cmap(image.norm(image.get_array()[row, column]))) == colours[line.reading]
     plt.close(fig)
-    assert whole["C1"].lines[0].reading == "there" and other["C1"].lines[0].reading == "not there"
-    assert other["C2"].lines[0].difference == pytest.approx(0.6, abs=0.01)  # SL's place, less RL
+    assert cells[1, 0].startswith("+0.50") and abs(float(cells[0, 0].split()[0])) < 0.01, "nothing is left beyond exact"
+    assert cells[0, 3].startswith("+0.6"), "the control's norm less RL's"
+    assert {line.reading for claim in alone.claims for line in claim.lines} == {"unsure"}
     with pytest.raises(ValueError, match="results are empty"):
         plots.contrasts({}, ax)

@@ -536,10 +536,20 @@ def test_kept_claims_are_the_differences_of_what_each_run_reads(name):
     claims, controls = pd.read_csv(kept / "claims.csv"), pd.read_csv(kept / "controls.csv")
     own, asked = (table.groupby("claim")["verdict"].first() for table in (claims, controls.query("place == 'RL'")))
     assert len(asked) and asked.equals(own[asked.index]), "RL in its own place"
-    lines = pd.concat([claims, controls, *map(pd.read_csv, kept.glob("beyond.csv"))])
-    for pair in (pd.read_csv(kept / "pairs.csv") if (kept / "pairs.csv").is_file() else lines[:0]).itertuples():
-        column = means[READ[pair.measured]]
-        assert pair.difference == pytest.approx(column[pair.arm] - column[pair.other], abs=2e-5)
+    beside = [
+        pd.read_csv(kept / f"{one}.csv") for one in ("beyond", "pairs") if "epochs" in name
+    ]  # built since they are
+    if beside:
+        pairs = beside.pop().set_index(["measured", "arm", "other"])[["difference", "low", "high"]]
+        assert len(pairs) == 3 * len(means) * (len(means) - 1)
+        for (measured, arm, other), pair in pairs.iterrows():
+            assert pair["difference"] == pytest.approx(
+                means[READ[measured]][arm] - means[READ[measured]][other], abs=2e-5
+            )
+            assert (-pairs.loc[measured, other, arm]).tolist() == pytest.approx(
+                pair[["difference", "high", "low"]].tolist()
+            )
+    lines = pd.concat([claims, controls, *beside])
     seen = 0
     for line in lines.rename(columns={"difference of": "arms"}).itertuples():
         a, _, b = line.arms.partition(" - ")
