@@ -1,5 +1,6 @@
 """Building a set: train its runs, execute what is not current, and write down what came out."""
 
+import glob
 import json
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from figures import gallery, manifest, stamp
+from figures import gallery, manifest, parameters, stamp
 from figures.cluster import Cluster
 from figures.execute import Job, Outcome, execute_there, prepare
 from figures.lock import Lock
@@ -101,7 +102,8 @@ def _execute(asked: Plan, waiting: Mapping[str, stamp.Inputs], stages: Mapping[s
         _marked(asked.out) as mark,
         tqdm(total=len(waiting), unit="notebook", leave=False, disable=None) as bar,
     ):
-        running = {pool.submit(execute_there, job, mark): job for job in (_job(asked, name) for name in waiting)}
+        jobs = [_job(asked, name, made_from) for name, made_from in waiting.items()]
+        running = {pool.submit(execute_there, job, mark): job for job in jobs}
         try:
             while running:
                 bar.set_postfix_str(", ".join(job.name for job in running.values()))
@@ -146,9 +148,20 @@ def _marked(out: Path) -> Iterator[Path]:
         mark.unlink(missing_ok=True)
 
 
-def _job(asked: Plan, name: str) -> Job:
-    given = next(book.parameters for book in asked.notebooks if book.name == name)
-    return Job(name, asked.notebook(name), asked.out, asked.root, given, asked.timeout)
+def _job(asked: Plan, name: str, made_from: stamp.Inputs) -> Job:
+    """A notebook with a parameter `resume` gets a folder that outlives a stopped or failed build, and goes on from
+    there: once the same is measured again, on the same runs by the same code."""
+    given, notebook = next(book.parameters for book in asked.notebooks if book.name == name), asked.notebook(name)
+    resume = asked.out / f".{name}.resume-{made_from.measured[:16]}"
+    _forget_measured(asked.out, name, but=resume)
+    takes = "resume" in parameters.read(notebook, f"notebooks/{notebook.name}")
+    return Job(name, notebook, asked.out, asked.root, given, asked.timeout, resume if takes else None)
+
+
+def _forget_measured(out: Path, name: str, but: Path | None = None) -> None:
+    for folder in out.glob(f".{glob.escape(name)}.resume-*"):
+        if folder != but:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _settle(job: Job, outcome: Outcome, made_from: stamp.Inputs, asked: Plan) -> Outcome:
@@ -161,6 +174,7 @@ def _settle(job: Job, outcome: Outcome, made_from: stamp.Inputs, asked: Plan) ->
         record |= {"notebook_sha256": stamp.sha256(job.notebook), **manifest.commit(asked.root)}
         stamp.write(job.partial, made_from, record)
         _swap(job.partial, job.out / job.name)
+        _forget_measured(job.out, job.name)
         tqdm.write(f"{job.name:<20} {outcome.seconds:7.1f} s")
         return outcome
     if executed.exists():

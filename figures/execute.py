@@ -38,6 +38,7 @@ class Job:
     root: Path  # the kernel's working directory
     parameters: Mapping[str, Any]
     timeout: float  # seconds for the whole notebook
+    resume: Path | None = None  # where it may leave what a stopped build would lose
 
     @property
     def partial(self) -> Path:
@@ -103,7 +104,7 @@ def execute(job: Job) -> Outcome:
             papermill.execute_notebook(
                 _verbatim(job.notebook),
                 _verbatim(executed),
-                {**job.parameters, "out": str(job.partial)},
+                {**job.parameters, "out": str(job.partial), **({"resume": str(job.resume)} if job.resume else {})},
                 kernel_name="python3",  # of this environment, whatever name an editor wrote into the notebook
                 language="python",
                 progress_bar=False,
@@ -130,8 +131,9 @@ def _leave_out_places(executed: Path, job: Job) -> None:
     """Others read an executed notebook: where this machine keeps the set and the checkout is not their matter."""
     text = executed.read_text(encoding="utf-8")
     place = job.out.relative_to(job.root) if job.out.is_relative_to(job.root) else Path(job.out.name)
-    for there, said in ((job.partial, (place / job.name).as_posix()), (job.root, ".")):
-        text = text.replace(json.dumps(str(there))[1:-1], said)
+    said = {job.resume: "", job.partial: (place / job.name).as_posix(), job.root: "."}
+    for there in filter(None, said):
+        text = text.replace(json.dumps(str(there))[1:-1], said[there])
     executed.write_text(text, encoding="utf-8")
 
 

@@ -38,6 +38,11 @@ class Inputs:
     def key(self) -> str:
         return hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def measured(self) -> str:
+        """The key of what is measured: a notebook that draws it otherwise may take it over."""
+        return hashlib.sha256(json.dumps({**vars(self), "notebook": ""}, sort_keys=True).encode()).hexdigest()
+
 
 def inputs(notebook: Path, parameters: Mapping[str, Any], root: Path) -> Inputs:
     """Read what the output of a notebook would depend on, were it made now."""

@@ -148,6 +148,41 @@ def test_a_failure_is_told_and_the_others_go_on(house, capsys):
     assert 'class="failure"' not in house.page()
 
 
+MEASURING = """
+place = pathlib.Path(resume) / "measured"
+before = place.read_text() if place.is_file() else ""
+place.parent.mkdir(parents=True, exist_ok=True)
+place.write_text(before + "x")
+print(f"went on from {len(before)}", file=open("went_on.txt", "a"))
+if len(before) < 1:
+    raise RuntimeError("stopped here")
+"""
+
+
+def test_what_a_failed_notebook_has_measured_is_there_for_the_next_build(house):
+    """Whoever has a parameter `resume` gets one folder for one measurement: other runs, settings or code begin anew."""
+    known = PARAMETERS + 'resume: str = ""\n'
+
+    def left() -> list[str]:
+        return sorted(path.name for path in house.out.glob(".*.resume-*"))
+
+    house.notebook("one", house.figure("one_figure"), MEASURING, parameters=known)
+    assert house.build() == 1
+    (first,) = left()
+    assert first.startswith(".one.resume-"), "two has no such parameter"
+    house.checkpoint.write_bytes(b"other weights")
+    assert house.build() == 1
+    (second,) = left()
+    assert second != first, "of other runs; that of the first is no use any more"
+    house.notebook("one", house.figure("one_figure"), MEASURING, "'drawn otherwise'", parameters=known)
+    assert house.build() == 0
+    assert left() == []
+    assert (house.root / "went_on.txt").read_text().split("\n")[:3] == [f"went on from {n}" for n in (0, 0, 1)]
+    executed = (house.out / "one" / "one.ipynb").read_text()
+    assert str(house.root) not in executed and ".resume-" not in executed
+    assert house.build("--force") == 1, "from nothing, once it was finished"
+
+
 def test_a_notebook_that_takes_too_long_or_publishes_nonsense_fails(house, capsys):
     house.notebook("one", "import time; time.sleep(60)")
     lying = house.figure("two_figure").replace('data="two_figure.parquet"', 'data="../../secret"')
