@@ -351,7 +351,7 @@ def test_the_ten_lines_of_the_readme_say_what_the_tables_say():
     text = (ROOT / "README.md").read_text()
     said = dict(re.findall(r"^- \*\*(C\d), (.*)$", text, re.M))
     for claim, words in {
-        "C1": "seen in one group of five, and there stopping SL early does as well",
+        "C1": "seen in one group of five, and there it goes with more epochs",
         "C2": "with the study's settings and on Fashion-MNIST (in both balls), and so are SL's with RL's margins.",
         "C3": "contradicted** in all five groups. On Fashion-MNIST they are steadier, from step to step in both balls",
         "C4": "seen whole in no group.** With the study's settings the cross-entropy bends less, which is confidence",
@@ -420,7 +420,6 @@ def test_what_the_readme_says_of_sl_for_fewer_epochs():
     """In the ball of 8/255, in the lines on C1, C2 and C4."""
     text = (ROOT / "README.md").read_text()
     assert "by six points on average in the worst case and by five under PGD (both seen" in text
-    assert "in the worst case it is above RL in four seeds of five, in the fifth level but for one image" in text
     table = pd.read_csv(ROOT / "figures" / GROUPS["8/255"] / "claims.csv")
     lines = table[table["claim"] == "C1"]  # under PGD, clean, in the worst case
     assert lines["reading"].tolist() == ["there", "unsure", "there"]
@@ -428,8 +427,6 @@ def test_what_the_readme_says_of_sl_for_fewer_epochs():
     gained = beyond("8/255", "worst")
     assert (gained["RL"] > 0).all() and not (gained["exact"] > 0).all() and abs(gained["exact"].mean()) < 0.01
     assert round(gained["SL, 2 epochs"].mean(), 2) == 0.1
-    ahead = gained["SL, 2 epochs"] - gained["RL"]
-    assert (ahead > 0).sum() == 4 and ahead.min() == pytest.approx(-1 / 320, abs=1e-6)
     assert beyond("8/255", "clean", "RL")["SL, 2 epochs"].mean() >= 0, "C1: no less accurate on clean images"
     early = pd.read_csv(ROOT / "figures" / GROUPS["8/255"] / "controls.csv").query("place == 'SL, 2 epochs'")
     assert set(early[early["claim"] == "C4"]["verdict"]) == {"supported"}, "C4: SL of two epochs shows it whole"
@@ -490,12 +487,43 @@ def test_what_the_readme_says_beyond_the_ten_lines_of_single_seeds_is_what_they_
     assert largest["SL, 2 epochs"] > largest["SL"], "the last of them: larger on SL of two epochs"
 
 
-def test_all_arms_of_the_study_are_usable_and_what_is_masked_on_purpose_is_not():
+def test_what_the_readme_says_of_fewer_and_more_epochs():
+    """RL's gain in the ball of 8/255 goes with more epochs, and SL for fewer has it: intervals of pairs of arms."""
+    kept = ROOT / "figures/study-fashion-mnist-epochs/claims-fashion-mnist-epochs"
+    pairs = pd.read_csv(kept / "pairs.csv")
+    attacked, clean, worst = pairs["measured"].unique()
+    pairs = pairs.set_index(["arm", "other", "measured"]).sort_index()
+
+    def seen(arm: str, other: str, measured: str) -> tuple[int, int]:
+        """The difference in points, and its sign if the interval leaves out 0."""
+        line = pairs.loc[(arm, other, measured)]
+        return round(100 * line["difference"]), int(line["low"] > 0) - int(line["high"] < 0)
+
+    few, six, more = "SL, 2 epochs", "SL, 6 epochs", "RL, 3 x epochs"
+    assert seen("RL", "SL", worst) == (6, 1) and seen("RL", "SL", attacked) == (5, 1), "the same as in the other set"
+    assert seen(more, "RL", clean) == (3, 1) and seen(more, "SL", clean) == (-2, 0)
+    assert seen(more, "SL", worst) == (-2, 0) and seen(more, "SL", attacked) == (-1, 0), "has lost all of it"
+    assert (pairs.loc[(more, "SL")]["high"][[attacked, worst]] < 0.05).all(), "five points are excluded"
+    assert seen(few, "RL", attacked) == (6, 1)
+    assert seen(few, "RL", worst) == (3, 0) and seen(few, "RL", clean) == (0, 0)
+    assert seen(six, more, attacked) == (5, 1) and seen(six, more, worst) == (6, 1) and seen(six, more, clean) == (1, 0)
+    controls = pd.read_csv(kept / "controls.csv").query("claim == 'C1'").groupby("place")["verdict"].first()
+    assert controls[[six, more, few]].tolist() == ["supported", "contradicted", "open"]
+    runs = pd.read_csv(kept / "runs.csv").pivot(index="seed", columns="arm")
+    assert (runs["worst"][six] > runs["worst"][more]).all() and (runs["pgd"][six] > runs["pgd"][more]).all()
+    assert (runs["square"][more] < runs["square"]["SL"]).all(), "Square breaks it sooner"
+    assert round((runs["pgd"][more] - runs["worst"][more]).mean(), 2) == 0.06
+    assert 190 < 10 ** (runs["norm"]["SL"] - runs["norm"][more]).mean() < 210
+
+
+def test_all_arms_of_the_study_but_one_are_usable_and_what_is_masked_on_purpose_is_not():
     """The README's line on masking, which says of one that it is called suspect alone."""
     found = pd.concat(map(pd.read_csv, (ROOT / "figures").glob("study*/masking*/gaps.csv")))
     planted = found["model"].str.contains("x 1000|grey levels")
-    assert set(found.loc[~planted, "verdict"]) == {"usable"}
-    assert sorted(found.loc[planted, "verdict"].value_counts().items()) == [("masked", 9), ("suspect", 1)]
+    doubtful = found[~planted & (found["verdict"] != "usable")]
+    assert doubtful[["model", "verdict"]].to_numpy().tolist() == [["RL, 3 x epochs", "suspect"]]
+    assert (100 * doubtful[["gap", "low", "high"]]).round().to_numpy().tolist() == [[11, 5, 21]]
+    assert sorted(found.loc[planted, "verdict"].value_counts().items()) == [("masked", 11), ("suspect", 1)]
 
 
 def test_a_table_that_does_not_say_what_the_families_left_is_refused(built, capsys):
