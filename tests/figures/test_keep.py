@@ -477,6 +477,11 @@ def test_what_the_readme_says_beyond_the_ten_lines_of_single_seeds_is_what_they_
     read = pd.read_csv(ROOT / "figures" / GROUPS["8/255"] / "runs.csv").groupby("arm").mean()
     assert read["norm"].idxmax() == read["entropy"].idxmax() == "SL, 2 epochs"
     assert 3 < 10 ** (read["norm"]["SL, 2 epochs"] - read["norm"]["SL"]) < 3.5
+    assert "the perturbations found from two starts agree better, both in every seed" in text
+    spread = pd.read_csv(ROOT / "figures/study-fashion-mnist-eps8/dynamics-fashion-mnist-eps8/dispersion.csv")
+    spread = spread.pivot(index="seed", columns="arm")
+    assert (spread["path_dispersion"]["RL"] < spread["path_dispersion"]["SL"]).all()
+    assert (spread["restart_agreement"]["RL"] > spread["restart_agreement"]["SL"]).all()
     assert "largest eigenvalue is smaller on RL's model on digits at one budget and among those measured in the" in text
     for name, is_smaller in (("study/curvature", True), ("study/curvature-paper", False),
                              ("study-cnn6/curvature-cnn6", False),
