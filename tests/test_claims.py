@@ -301,6 +301,15 @@ def test_a_stopped_measurement_goes_on_and_says_the_same(trained, tmp_path, monk
     assert_the_same(measure(models, x, y, ball, **options), read)
 
 
+def test_arms_of_like_names_do_not_share_what_a_stopped_measurement_left(trained, tmp_path):
+    models, x, y, ball, _ = trained
+    alike = {"SL, RL": models["SL"], "SL>RL": models["RL"]}
+    options = {"steps": 1, "longest": 1, "queries": 1}
+    assert_the_same(
+        measure(alike, x[:4], y[:4], ball, **options, resume=tmp_path), measure(alike, x[:4], y[:4], ball, **options)
+    )
+
+
 def test_workers_side_by_side_read_the_same(trained):
     """A process a model, in double precision, where a sum in another order cannot turn a decision."""
     models, x, y, ball, _ = trained

@@ -25,6 +25,7 @@ from ..gradients import gradients
 from ..landscape import weight_line
 from ..losses import margin
 from ..model import pickled
+from ..provenance import digest
 from ..robustness import Attack, Robustness, Transfer, exchange, robustness, transfer
 from ..robustness.unbroken import pgd_until_broken
 from ..stability import stability
@@ -272,4 +273,7 @@ def _stream(seed: int, use: str) -> torch.Generator:
 
 
 def _file(folder: str | Path | None, name: str, part: str) -> Path | None:
-    return None if folder is None else Path(folder) / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{part}"
+    if folder is None:
+        return None
+    # the digest tells "SL, RL" from "SL>RL"
+    return Path(folder) / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{digest(name)}-{part}"

@@ -507,7 +507,7 @@ def test_what_the_readme_says_of_fewer_and_more_epochs():
     few, six, more = "SL, 2 epochs", "SL, 6 epochs", "RL, 3 x epochs"
     assert seen("RL", "SL", worst) == (6, 1) and seen("RL", "SL", attacked) == (5, 1), "the same as in the other set"
     assert seen(more, "RL", clean) == (3, 1) and seen(more, "SL", clean) == (-2, 0)
-    assert seen(more, "SL", worst) == (-2, 0) and seen(more, "SL", attacked) == (-1, 0), "has lost all of it"
+    assert seen(more, "SL", worst) == (-2, 0) and seen(more, "SL", attacked) == (-1, 0), "not seen above SL"
     assert (pairs.loc[(more, "SL")]["high"][[attacked, worst]] < 0.05).all(), "five points are excluded"
     assert seen(few, "RL", attacked) == (6, 1)
     assert seen(few, "RL", worst) == (3, 0) and seen(few, "RL", clean) == (0, 0)
@@ -578,9 +578,9 @@ def test_kept_claims_are_the_differences_of_what_each_run_reads(name):
     claims, controls = pd.read_csv(kept / "claims.csv"), pd.read_csv(kept / "controls.csv")
     own, asked = (table.groupby("claim")["verdict"].first() for table in (claims, controls.query("place == 'RL'")))
     assert len(asked) and asked.equals(own[asked.index]), "RL in its own place"
-    beside = [
-        pd.read_csv(kept / f"{one}.csv") for one in ("beyond", "pairs") if "epochs" in name
-    ]  # built since they are
+    # groups that were built before there were such tables have none
+    beside = [pd.read_csv(path) for path in (kept / "beyond.csv", kept / "pairs.csv") if path.is_file()]
+    assert len(beside) == 2 or "epochs" not in name
     if beside:
         pairs = beside.pop().set_index(["measured", "arm", "other"])[["difference", "low", "high"]]
         assert len(pairs) == 3 * len(means) * (len(means) - 1)
