@@ -116,6 +116,8 @@ def sweep(path: Path, out: Path, engine: Engine = Engine(), datasets: Sequence[s
     for config, folder in tasks:
         if (config, folder) not in todo:
             fit(config, folder)  # refuses a run of another config before the others are trained
+    # a long one that began last would be waited for by everything else
+    todo.sort(key=lambda task: _passes(task[0]), reverse=True)
     if todo:
         elsewhere = marked(out) if engine.engine == "ray" else nullcontext()
         with engine.pool() as pool, elsewhere as mark:
@@ -133,6 +135,13 @@ def table(runs: Iterable[Run]) -> str:
         rows.append((run.name, f"{last['clean']:.1%}", f"{last['pgd']:.1%}", f"{run.record['seconds']:.1f}"))
     width = max(len(row[0]) for row in rows)
     return "\n".join(f"{row[0]:<{width}}  {row[1]:>7}  {row[2]:>7}  {row[3]:>8}" for row in rows)
+
+
+def _passes(config: Config) -> int:
+    """How often a run sees each image: with an attack once more a step, and once more to learn from the attacked."""
+    steps = config.attack_steps if config.attack == "pgd" else 1
+    phases = schedule.parse(config.schedule)
+    return sum(phase.epochs * (2 + steps if phase.is_adversarial else 1) for phase in phases)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Sweeps: the grid of a file, and runs that do not depend on how many are made at a time."""
 
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,6 +191,35 @@ def test_a_file_that_does_not_fit_is_refused_by_name(text, message, tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"sweep '.*nowhere.toml' is not a file, expected a TOML file"):
         grid(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        ('schedule = ["sl:3", "sl-adv:2", "sl:12,rl:1", "rl:1"]\n[config]\nattack_steps = 4', [2, 1, 0, 3]),
+        ('schedule = ["sl:7", "sl-adv:2"]\n[config]\nattack = "fgsm"', [0, 1]),
+    ],
+)
+def test_the_longest_run_begins_first(text, order, tmp_path):
+    """Where it began last, everything else would wait for it. A step of PGD passes an image once more."""
+    begun = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, function, config, *more):
+            begun.append(config.schedule)
+            return super().submit(stop)
+
+    class Watched(Engine):
+        def pool(self):
+            return Pool(1)
+
+    def stop():
+        raise RuntimeError("nothing is trained here")
+
+    path = write(tmp_path, text)
+    with pytest.raises(RuntimeError, match="nothing is trained"):
+        sweep(path, tmp_path / "out", Watched())
+    assert begun == [tomllib.loads(text)["schedule"][place] for place in order]
 
 
 @pytest.mark.slow
