@@ -11,7 +11,7 @@ from figures import manifest, stamp
 from figures.lock import Lock
 
 LARGEST = 175_000  # bytes of a table; of a larger one, of single samples, the means are kept
-SHOWN = ("training_curves",)  # tables that those of a README are read off, kept at any size
+COURSES = ("training_curves",)  # tables of epochs, which a README is read off: of a larger one those of an attack
 TAKEN = ("out", "readme", "sets")  # folders of figures/ with another use
 PICTURES = (".webp", ".png")  # the smaller first
 LIGHT, WIDEST = 100_000, 1600  # bytes and pixels: a heavier picture is kept with no more pixels across than that
@@ -255,9 +255,15 @@ def _keep(figure: Mapping[str, Any], out: Path, place: Path) -> dict[str, Any]:
         if file.suffix == ".parquet":
             table = pd.read_parquet(io.BytesIO(manifest.content(figure, file.as_posix(), out)))
             text, written = _csv(table), file.with_suffix(".csv")
-            if len(text) > LARGEST and file.stem not in SHOWN and {"sample", "arm"} <= set(table.columns):
+            if (
+                len(text) > LARGEST
+                and file.stem in COURSES
+                and {"run", "epoch", "pgd", "seconds"} <= set(table.columns)
+            ):
+                text = _csv(_attacked(table))
+            elif len(text) > LARGEST and {"sample", "arm"} <= set(table.columns):
                 text, written = _csv(_means(table)), file.with_suffix(".means.csv")
-            if len(text) <= LARGEST or file.stem in SHOWN:
+            if len(text) <= LARGEST or file.stem in COURSES:
                 (place / written).write_bytes(text)
                 hashes[written.as_posix()] = stamp.sha256(place / written)
     return {**figure, "files": hashes}
@@ -274,6 +280,15 @@ def _means(table: Any) -> Any:
     groups = table.drop(columns="predicted", errors="ignore").groupby(axes, sort=False, dropna=False)
     means = groups.mean(numeric_only=True).drop(columns="sample")
     return means.assign(samples=groups["sample"].nunique()).reset_index()
+
+
+def _attacked(course: Any) -> Any:
+    """The epochs at the end of which a model was attacked, and each run's last; `seconds` are those since the row
+    before, so that they still add up to the run's."""
+    last = course.groupby("run")["epoch"].transform("max")
+    spent = course.assign(seconds=course.groupby("run")["seconds"].cumsum())
+    kept = spent[course["pgd"].notna() | (course["epoch"] == last)]
+    return kept.assign(seconds=kept["seconds"] - kept.groupby("run")["seconds"].shift(fill_value=0.0))
 
 
 def _light(picture: bytes, kind: str) -> bytes:

@@ -189,6 +189,36 @@ def test_of_a_table_of_many_samples_the_means_are_kept(built, monkeypatch):
     assert figure["files"]["two/norms.means.csv"] == built.sha256(kept / "norms.means.csv")
 
 
+COURSE = """
+from pathlib import Path
+import pandas as pd
+rows = [(run, run[:2], int(run[2]), epoch, 0.5 ** epoch, 0.25 if epoch % 4 == 0 else None, float(epoch))
+        for run in ("SL0", "SL1", "RL0") for epoch in range(1, 11 if run == "RL0" else 9)]
+columns = ["run", "arm", "seed", "epoch", "loss", "pgd", "seconds"]
+pd.DataFrame(rows, columns=columns).to_parquet(Path(out) / "training_curves.parquet")
+rows = [(arm, seed, "clean", 1.0) for arm, seed in (("SL", 0), ("SL", 1), ("RL", 0))]
+pd.DataFrame(rows, columns=["arm", "seed", "attack", "accuracy"]).to_parquet(Path(out) / "accuracy.parquet")
+"""
+
+
+def test_of_a_long_training_the_epochs_with_an_attack_are_kept_and_all_seconds(built, monkeypatch):
+    built.notebook("two", built.figure("accuracy"), built.figure("training_curves"), COURSE)
+    assert built.build() == 0
+    assert built.run("keep", "tiny") == 0
+    kept = built.root / "figures" / "tiny"
+    whole, said = pd.read_csv(kept / "two" / "training_curves.csv"), keep.trained(kept)
+    assert len(whole) == 26
+    monkeypatch.setattr(keep, "LARGEST", 500)
+    assert built.run("keep", "tiny") == 0
+    few = pd.read_csv(kept / "two" / "training_curves.csv")
+    assert few[["run", "epoch", "seconds"]].to_numpy().tolist() == [
+        ["SL0", 4, 10.0], ["SL0", 8, 26.0], ["SL1", 4, 10.0], ["SL1", 8, 26.0],
+        ["RL0", 4, 10.0], ["RL0", 8, 26.0], ["RL0", 10, 19.0],
+    ]  # fmt: skip
+    assert few["loss"].tolist() == pytest.approx([0.5**epoch for epoch in few["epoch"]])
+    assert keep.trained(kept) == said and "| 8 | 36 |" in said and "| 10 | 55 |" in said
+
+
 def test_a_heavy_picture_is_kept_with_fewer_pixels(tmp_path, generator):
     noise = Image.fromarray(torch.randint(256, (400, 3200, 3), generator=generator, dtype=torch.uint8).numpy())
     noise.save(tmp_path / "whole.webp", lossless=True)
