@@ -17,14 +17,15 @@ help:  ## Show this list
 figures: $(READY)  ## Train the classifiers and draw the gallery (SET=digits)
 	$(BIN)/python -m figures build $(SET)
 
-# the last three read Fashion-MNIST: `python -m training prepare fashion-mnist`
-study: $(READY)  ## Build the whole study (hours on two cores; two of its six sets want a GPU)
+# the last four read Fashion-MNIST: `python -m training prepare fashion-mnist`
+study: $(READY)  ## Build the whole study (hours on two cores; two of its seven sets want a GPU)
 	$(BIN)/python -m figures build study
 	$(BIN)/python -m figures build study-cnn6
 	$(BIN)/python -m figures build study-cnn6-attacks
 	$(BIN)/python -m figures build study-fashion-mnist
 	$(BIN)/python -m figures build study-fashion-mnist-eps8
 	$(BIN)/python -m figures build study-fashion-mnist-epochs
+	$(BIN)/python -m figures build study-fashion-mnist-hybrids
 
 # The fast tests check the shapes of all arguments as they run, which costs a third of the time; the slow ones run the
 # code as users do.

@@ -2,8 +2,9 @@
 
 import io
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ TAKEN = ("out", "readme", "sets")  # folders of figures/ with another use
 PICTURES = (".webp", ".png")  # the smaller first
 LIGHT, WIDEST = 100_000, 1600  # bytes and pixels: a heavier picture is kept with no more pixels across than that
 AXES = ("seed", "step", "alpha", "beta")  # numbers that tell means over samples apart, beside all words
+ALL = "*"  # the mark of what is said of all sets together
 BEGIN, END = "<!-- figures.{} -->", "<!-- /figures.{} -->"
 
 
@@ -118,6 +120,23 @@ def findings(place: Path) -> str:
     return _table(rows)
 
 
+def verdicts(places: Iterable[Path]) -> str:
+    """A table of verdicts, a claim a row, a column for each notebook of claims that was kept in one of `places`.
+
+    A dash is a claim of which nothing could be measured: an arm is missing.
+    """
+    import pandas as pd
+
+    columns = [
+        (title, pd.read_csv(file, na_filter=False)) for place in places for title, file in _kept_of(place, "claims")
+    ]
+    rows = [["claim", *(title for title, _ in columns)]]
+    for claim, lines in columns[0][1].groupby("claim", sort=False) if columns else ():
+        said = [_said(table[table["claim"] == claim]) for _, table in columns]
+        rows.append([f"{claim}: {lines.iloc[0]['says']}", *said])
+    return _table(rows)
+
+
 def withstood(place: Path) -> str:
     """A table of what each attack of the claims leaves, an arm a row, for each notebook of claims in `place`.
 
@@ -208,14 +227,20 @@ PARTS = {"attacks": withstood, "training": trained, "masking": judged, "suite": 
 def rewrite(readme: Path, name: str, place: Path) -> None:
     """Replace what stands between a set's marks by its findings, and between those of its parts by their tables.
 
-    Raises ValueError where the marks of the findings, or all marks of a set without any, or the end of others, are
-    missing, and for a table that a part cannot be read off.
+    Between the marks of `ALL` come the verdicts of every set that has marks and is kept beside this one, in the order
+    of the marks. Raises ValueError where the marks of the findings, or all marks of a set without any, or the end of
+    others, are missing, and for a table that a part cannot be read off.
     """
     text = readme.read_text(encoding="utf-8")
     tables = {name: findings(place)}
     parts = {f"{name}.{part}": table for part, table in PARTS.items() if BEGIN.format(f"{name}.{part}") in text}
     tables |= {mark: table(place) for mark, table in parts.items()}
-    for mark in tables if tables[name] or BEGIN.format(name) in text or not parts else parts:
+    marks = list(tables if tables[name] or BEGIN.format(name) in text or not parts else parts)
+    if BEGIN.format(ALL) in text:
+        places = [place if one == name else place.parent / one for one in re.findall(BEGIN.format(r"([\w-]+)"), text)]
+        tables[ALL] = verdicts(one for one in places if (one / "manifest.json").is_file())
+        marks.append(ALL)
+    for mark in marks:
         begin, end = BEGIN.format(mark), END.format(mark)
         if end not in text.partition(begin)[2]:
             raise ValueError(f"{readme} has no {begin} ... {end} to write between")
@@ -313,6 +338,14 @@ def _cell(lines: Any) -> str:
         against = absent.iloc[0]
         text += f"; {against['measured']}, {against['difference of']}: {_interval(against)}"
     return text
+
+
+def _said(lines: Any) -> str:
+    """The verdict on a claim, alone."""
+    if (lines["difference"] == "").all():
+        return "–"
+    verdict = str(lines.iloc[0]["verdict"])
+    return verdict if verdict == "open" else f"**{verdict}**"
 
 
 def _shared(claim: str, controls: Any) -> str:
