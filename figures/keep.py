@@ -12,7 +12,7 @@ from figures import manifest, stamp
 from figures.lock import Lock
 
 LARGEST = 175_000  # bytes of a table; of a larger one, of single samples, the means are kept
-COURSES = ("training_curves",)  # tables of epochs, which a README is read off: of a larger one those of an attack
+CURVES = ("training_curves",)  # tables of epochs, which a README is read off: of a larger one, those with an attack
 TAKEN = ("out", "readme", "sets")  # folders of figures/ with another use
 PICTURES = (".webp", ".png")  # the smaller first
 LIGHT, WIDEST = 100_000, 1600  # bytes and pixels: a heavier picture is kept with no more pixels across than that
@@ -123,7 +123,7 @@ def findings(place: Path) -> str:
 def verdicts(places: Iterable[Path]) -> str:
     """A table of verdicts, a claim a row, a column for each notebook of claims that was kept in one of `places`.
 
-    A dash is a claim of which nothing could be measured: an arm is missing.
+    A dash is a claim of which nothing was measured there.
     """
     import pandas as pd
 
@@ -131,9 +131,8 @@ def verdicts(places: Iterable[Path]) -> str:
         (title, pd.read_csv(file, na_filter=False)) for place in places for title, file in _kept_of(place, "claims")
     ]
     rows = [["claim", *(title for title, _ in columns)]]
-    for claim, lines in columns[0][1].groupby("claim", sort=False) if columns else ():
-        said = [_said(table[table["claim"] == claim]) for _, table in columns]
-        rows.append([f"{claim}: {lines.iloc[0]['says']}", *said])
+    for claim, says in {row.claim: row.says for _, table in columns for row in table.itertuples()}.items():
+        rows.append([f"{claim}: {says}", *(_said(table[table["claim"] == claim]) for _, table in columns)])
     return _table(rows)
 
 
@@ -227,9 +226,9 @@ PARTS = {"attacks": withstood, "training": trained, "masking": judged, "suite": 
 def rewrite(readme: Path, name: str, place: Path) -> None:
     """Replace what stands between a set's marks by its findings, and between those of its parts by their tables.
 
-    Between the marks of `ALL` come the verdicts of every set that has marks and is kept beside this one, in the order
-    of the marks. Raises ValueError where the marks of the findings, or all marks of a set without any, or the end of
-    others, are missing, and for a table that a part cannot be read off.
+    Between the marks of `ALL` come the verdicts of this set and of those kept beside it, as far as they have marks, in
+    the order of these. Raises ValueError where the marks of the findings, or all marks of a set without any, or the end
+    of others, are missing, and for a table that a part cannot be read off.
     """
     text = readme.read_text(encoding="utf-8")
     tables = {name: findings(place)}
@@ -280,15 +279,11 @@ def _keep(figure: Mapping[str, Any], out: Path, place: Path) -> dict[str, Any]:
         if file.suffix == ".parquet":
             table = pd.read_parquet(io.BytesIO(manifest.content(figure, file.as_posix(), out)))
             text, written = _csv(table), file.with_suffix(".csv")
-            if (
-                len(text) > LARGEST
-                and file.stem in COURSES
-                and {"run", "epoch", "pgd", "seconds"} <= set(table.columns)
-            ):
+            if len(text) > LARGEST and file.stem in CURVES and {"run", "epoch", "pgd", "seconds"} <= set(table.columns):
                 text = _csv(_attacked(table))
             elif len(text) > LARGEST and {"sample", "arm"} <= set(table.columns):
                 text, written = _csv(_means(table)), file.with_suffix(".means.csv")
-            if len(text) <= LARGEST or file.stem in COURSES:
+            if len(text) <= LARGEST or file.stem in CURVES:
                 (place / written).write_bytes(text)
                 hashes[written.as_posix()] = stamp.sha256(place / written)
     return {**figure, "files": hashes}

@@ -116,7 +116,7 @@ def sweep(path: Path, out: Path, engine: Engine = Engine(), datasets: Sequence[s
     for config, folder in tasks:
         if (config, folder) not in todo:
             fit(config, folder)  # refuses a run of another config before the others are trained
-    # a long one that began last would be waited for by everything else
+    # so that no long run begins last, alone
     todo.sort(key=lambda task: _passes(task[0]), reverse=True)
     if todo:
         elsewhere = marked(out) if engine.engine == "ray" else nullcontext()
@@ -138,7 +138,8 @@ def table(runs: Iterable[Run]) -> str:
 
 
 def _passes(config: Config) -> int:
-    """How often a run sees each image: with an attack once more a step, and once more to learn from the attacked."""
+    """How often a run passes each image, by which runs of one model and data set differ: once an epoch, with an attack
+    once more a step and once more to learn from it."""
     steps = config.attack_steps if config.attack == "pgd" else 1
     phases = schedule.parse(config.schedule)
     return sum(phase.epochs * (2 + steps if phase.is_adversarial else 1) for phase in phases)

@@ -627,6 +627,12 @@ def test_what_the_readme_says_of_hybrids_in_the_small_ball():
     assert (square.min(), square.max()) == (5, 7)
     smaller = 10 ** -runs["norm"].sub(runs["norm"]["SL"], axis=0).mean()
     assert smaller[hybrids].round().tolist() == [4, 10, 25] and round(smaller["Lq"]) == 16
+    assert runs["clean"][hybrids].gt(runs["clean"]["RL"], axis=0).all(axis=None), "less than RL in every seed"
+    assert above["low"].loc[worst, "RL"] > 0 > above["low"].loc[attacked, "RL"]
+    assert (100 * above["difference"].loc[[worst, attacked], "RL"]).round().tolist() == [6, 4]
+    attack = pd.read_csv(kept.with_name("robustness-fashion-mnist-hybrids") / "families.csv")
+    attack = attack.query("attack == 'AutoAttack' and ran == 'alone'").set_index("arm")["robust_accuracy"]
+    assert (attack[hybrids] > attack["SL"]).all()
     turns = runs["local_cosine"].mean()
     assert (turns[hybrids] - turns["SL"]).abs().max() < 0.01
     left = [
@@ -637,6 +643,8 @@ def test_what_the_readme_says_of_hybrids_in_the_small_ball():
     more = left[0][hybrids].sub(left[1]["SL, 6 epochs"], axis=0)
     means = (100 * more.groupby("attack").mean()).round()
     assert means.loc["PGD, cross-entropy"].tolist() == [0, 1, 2] and means.loc["PGD, margin"].iloc[2] == 3
+    few = (-left[0][hybrids]).add(left[1]["SL, 2 epochs"], axis=0).drop("clean").loc["PGD, cross-entropy"]
+    assert (few > 0).all(axis=None) and (100 * few.mean()).round().tolist() == [6, 5, 4]
     assert means.loc["clean"].abs().max() == 0 and more.drop("clean")["SL 3, RL 7"].min() >= 0
 
 
