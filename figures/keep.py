@@ -131,8 +131,10 @@ def verdicts(places: Iterable[Path]) -> str:
         (title, pd.read_csv(file, na_filter=False)) for place in places for title, file in _kept_of(place, "claims")
     ]
     rows = [["claim", *(title for title, _ in columns)]]
-    for claim, says in {row.claim: row.says for _, table in columns for row in table.itertuples()}.items():
-        rows.append([f"{claim}: {says}", *(_said(table[table["claim"] == claim]) for _, table in columns)])
+    every = pd.concat([table for _, table in columns]) if columns else pd.DataFrame({"claim": [], "says": []})
+    for claim, lines in every.groupby("claim", sort=False):
+        said = [_said(table[table["claim"] == claim]) for _, table in columns]
+        rows.append([f"{claim}: {lines.iloc[0]['says']}", *said])
     return _table(rows)
 
 
