@@ -559,6 +559,9 @@ def test_what_the_readme_says_beyond_the_ten_lines_of_single_seeds_is_what_they_
         largest = pd.read_csv(ROOT / "figures" / name / "density.csv").groupby("arm")["eigenvalue"].max()
         assert (largest["RL"] < largest["SL"]) == is_smaller
     assert largest["SL, 2 epochs"] > largest["SL"], "the last of them: larger on SL of two epochs"
+    beside = pd.read_csv(ROOT / "figures/study-fashion-mnist-hybrids/curvature-fashion-mnist-hybrids/density.csv")
+    largest = beside.groupby("arm")["eigenvalue"].max()
+    assert set(largest[largest > largest["SL"]].index) == {"SL 7, RL 3", "SL 5, RL 5", "SL 3, RL 7", "Lq"}
 
 
 def test_what_the_readme_says_of_fewer_and_more_epochs():
