@@ -551,6 +551,10 @@ def test_what_the_readme_says_beyond_the_ten_lines_of_single_seeds_is_what_they_
     spread = spread.pivot(index="seed", columns="arm")
     assert (spread["path_dispersion"]["RL"] < spread["path_dispersion"]["SL"]).all()
     assert (spread["restart_agreement"]["RL"] > spread["restart_agreement"]["SL"]).all()
+
+
+def test_what_the_readme_says_of_the_largest_eigenvalues():
+    text = (ROOT / "README.md").read_text()
     assert "largest eigenvalue is smaller on RL's model on digits at one budget and among those measured in the" in text
     for name, is_smaller in (("study/curvature", True), ("study/curvature-paper", False),
                              ("study-cnn6/curvature-cnn6", False),
