@@ -130,9 +130,10 @@ def verdicts(places: Iterable[Path]) -> str:
     columns = [
         (title, pd.read_csv(file, na_filter=False)) for place in places for title, file in _kept_of(place, "claims")
     ]
+    if not columns:
+        return ""
     rows = [["claim", *(title for title, _ in columns)]]
-    every = pd.concat([table for _, table in columns]) if columns else pd.DataFrame({"claim": [], "says": []})
-    for claim, lines in every.groupby("claim", sort=False):
+    for claim, lines in pd.concat([table for _, table in columns]).groupby("claim", sort=False):
         said = [_said(table[table["claim"] == claim]) for _, table in columns]
         rows.append([f"{claim}: {lines.iloc[0]['says']}", *said])
     return _table(rows)
@@ -267,8 +268,8 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _keep(figure: Mapping[str, Any], out: Path, place: Path) -> dict[str, Any]:
-    """A figure's smallest picture, and its table, or that of its means, if that is a small one; the figure with the
-    hashes of what is kept."""
+    """A figure's smallest picture, and its table if that is a small one, else that of its means if that is, and of the
+    curves the epochs with an attack; the figure with the hashes of what is kept."""
     import pandas as pd
 
     files, hashes = [Path(file) for file in figure["files"]], dict(figure["files"])

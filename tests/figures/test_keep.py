@@ -605,7 +605,8 @@ def test_what_the_readme_says_of_fewer_and_more_epochs():
 
 
 def test_what_the_readme_says_of_hybrids_in_the_small_ball():
-    """Each gains for little, and small gradients are not why; some of it is what SL of fewer epochs gains."""
+    """Each gains over SL for about a point on clean images; L_q has as small gradients and does not; SL of fewer epochs
+    gains too."""
     kept = ROOT / "figures/study-fashion-mnist-hybrids/claims-fashion-mnist-hybrids"
     pairs = pd.read_csv(kept / "pairs.csv")
     attacked, clean, worst = pairs["measured"].unique()
