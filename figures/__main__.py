@@ -69,12 +69,12 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Keep:
-    """Keep what a built set found in the repository: manifest, tables as CSV, pictures, findings for the README."""
+    """Keep what a built set found in the repository: manifest, tables as CSV, pictures, and its findings on pages."""
 
     name: Name  # one of the names that `list` shows
     out: Path | None = None  # where the set was built; figures/out/SET if not given
     to: Path | None = None  # what to replace; figures/SET if not given
-    readme: bool = False  # also write the findings into the README, between the set's marks
+    readme: bool = False  # also write the findings into README.md and figures/FINDINGS.md, between the set's marks
 
 
 def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -96,7 +96,7 @@ def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
                 kept = keep.keep(
                     out.resolve() if out else plan.folder(name, root),
                     to.resolve() if to else root / "figures" / name,
-                    root / "README.md" if readme else None,
+                    [root / "README.md", root / "figures" / "FINDINGS.md"] if readme else [],
                 )
                 print(keep.summary(kept))
             case _:

@@ -1,10 +1,10 @@
-"""What is kept of a built set in the repository: its manifest, tables as CSV, pictures, and findings for a README."""
+"""What is kept of a built set in the repository: its manifest, tables as CSV, pictures, and findings on pages."""
 
 import io
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from figures import manifest, stamp
 from figures.lock import Lock
 
 LARGEST = 175_000  # bytes of a table; of a larger one, of single samples, the means are kept
-CURVES = ("training_curves",)  # tables of epochs, which a README is read off: of a larger one, those with an attack
+CURVES = ("training_curves",)  # tables of epochs, which a page is read off: of a larger one, those with an attack
 TAKEN = ("out", "readme", "sets")  # folders of figures/ with another use
 PICTURES = (".webp", ".png")  # the smaller first
 LIGHT, WIDEST = 100_000, 1600  # bytes and pixels: a heavier picture is kept with no more pixels across than that
@@ -21,20 +21,20 @@ ALL = "*"  # the mark of what is said of all sets together
 BEGIN, END = "<!-- figures.{} -->", "<!-- /figures.{} -->"
 
 
-def keep(out: Path, place: Path, readme: Path | None = None) -> Path:
+def keep(out: Path, place: Path, pages: Sequence[Path] = ()) -> Path:
     """Copy what is worth keeping of the set that was built in `out` to `place`, which it replaces as a whole.
 
     A notebook that was not built there stays as it was kept before, under its own commit: hours of work may be done in
-    several places. In the README, if given, what stands between the set's marks becomes its findings, and between those
-    for attacks, training, masking and the suite, where it has them, what each attack left, what was trained at what
-    cost, how it was judged and what a suite broke in the end. Raises ValueError for a set of which nothing was built, a
-    file that is not as it was built, a place with another use or in use, and a README without the marks.
+    several places. On the `pages`, if given, what stands between the set's marks becomes its findings, and between
+    those for attacks, training, masking and the suite, where they have them, what each attack left, what was trained at
+    what cost, how it was judged and what a suite broke in the end. Raises ValueError for a set of which nothing was
+    built, a file that is not as it was built, a place with another use or in use, and pages without the marks.
     """
     with Lock(place.with_name(f".{place.name}.lock"), f"to {str(place)!r}"):
-        return _kept(out, place, readme)
+        return _kept(out, place, pages)
 
 
-def _kept(out: Path, place: Path, readme: Path | None) -> Path:
+def _kept(out: Path, place: Path, pages: Sequence[Path]) -> Path:
     old = place.with_name(f".{place.name}.old")
     if old.exists() and not place.exists():  # killed between the two renamings below
         old.rename(place)
@@ -63,8 +63,8 @@ def _kept(out: Path, place: Path, readme: Path | None) -> Path:
     shown = [figures[key] for key in sorted(figures, key=lambda key: order.index(key[0]))]
     made |= {"notebooks": books, "figures": shown, "sweeps": _sweeps(before, made, rows)}
     stamp.replace(unfinished / "manifest.json", json.dumps({**made, "sha256": stamp.seal(made)}, indent=1))
-    if readme is not None:
-        rewrite(readme, made["set"], unfinished)
+    if pages:
+        rewrite(pages, made["set"], unfinished)
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():  # a folder cannot be replaced in one step
         place.rename(old)
@@ -226,29 +226,33 @@ def beyond(place: Path) -> str:
 PARTS = {"attacks": withstood, "training": trained, "masking": judged, "suite": beyond}  # beside the findings
 
 
-def rewrite(readme: Path, name: str, place: Path) -> None:
+def rewrite(pages: Sequence[Path], name: str, place: Path) -> None:
     """Replace what stands between a set's marks by its findings, and between those of its parts by their tables.
 
-    Between the marks of `ALL` come the verdicts of this set and of those kept beside it, as far as they have marks, in
-    the order of these. Raises ValueError where the marks of the findings, or all marks of a set without any, or the end
-    of others, are missing, and for a table that a part cannot be read off.
+    The marks may stand on any of the pages, of which the first is there. Between those of `ALL` come the verdicts of
+    this set and of those kept beside it, as far as they have marks, in the order of these. Raises ValueError where the
+    marks of the findings, or all marks of a set without any, or the end of others, are missing, and for a table that a
+    part cannot be read off.
     """
-    text = readme.read_text(encoding="utf-8")
+    texts = {page: page.read_text(encoding="utf-8") for page in pages if page == pages[0] or page.is_file()}
+    whole = "\n".join(texts.values())
     tables = {name: findings(place)}
-    parts = {f"{name}.{part}": table for part, table in PARTS.items() if BEGIN.format(f"{name}.{part}") in text}
+    parts = {f"{name}.{part}": table for part, table in PARTS.items() if BEGIN.format(f"{name}.{part}") in whole}
     tables |= {mark: table(place) for mark, table in parts.items()}
-    marks = list(tables if tables[name] or BEGIN.format(name) in text or not parts else parts)
-    if BEGIN.format(ALL) in text:
-        places = [place if one == name else place.parent / one for one in re.findall(BEGIN.format(r"([\w-]+)"), text)]
+    marks = list(tables if tables[name] or BEGIN.format(name) in whole or not parts else parts)
+    if BEGIN.format(ALL) in whole:
+        places = [place if one == name else place.parent / one for one in re.findall(BEGIN.format(r"([\w-]+)"), whole)]
         tables[ALL] = verdicts(one for one in places if (one / "manifest.json").is_file())
         marks.append(ALL)
     for mark in marks:
         begin, end = BEGIN.format(mark), END.format(mark)
-        if end not in text.partition(begin)[2]:
-            raise ValueError(f"{readme} has no {begin} ... {end} to write between")
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{tables[mark]}{end}{rest.partition(end)[2]}"
-    stamp.replace(readme, text)
+        page = next((page for page, text in texts.items() if begin in text), pages[0])
+        if end not in texts[page].partition(begin)[2]:
+            raise ValueError(f"{page} has no {begin} ... {end} to write between")
+        before, _, rest = texts[page].partition(begin)
+        texts[page] = f"{before}{begin}\n{tables[mark]}{end}{rest.partition(end)[2]}"
+    for page, text in texts.items():
+        stamp.replace(page, text)
 
 
 def _kept_of(place: Path, *names: str) -> list[list[Any]]:

@@ -17,6 +17,7 @@ from figures import keep, manifest, sets, stamp
 from tests.figures.conftest import PARAMETERS, STUDIES
 
 ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "README.md", ROOT / "figures" / "FINDINGS.md"
 LINES = """
 from pathlib import Path
 import pandas as pd
@@ -157,6 +158,22 @@ def test_the_verdicts_of_all_kept_sets_stand_side_by_side(built):
     shutil.rmtree(other)
     assert built.run("keep", "tiny", "--readme") == 0
     assert "| claim | A place |\n" in readme.read_text() and "Elsewhere" not in readme.read_text()
+
+
+def test_findings_may_stand_on_a_page_of_their_own(built, capsys):
+    """The verdicts in the README, a set's own table beside the figures; a page that is not there is none."""
+    readme, page = built.root / "README.md", built.root / "figures" / "FINDINGS.md"
+    readme.write_text("<!-- figures.* -->\n<!-- /figures.* -->\n")
+    assert built.run("keep", "tiny", "--readme") == 2
+    assert "README.md has no <!-- figures.tiny -->" in capsys.readouterr().err
+    page.write_text("before\n<!-- figures.tiny -->\nold")
+    assert built.run("keep", "tiny", "--readme") == 2
+    assert "FINDINGS.md has no <!-- figures.tiny --> ... <!-- /figures.tiny -->" in capsys.readouterr().err
+    assert page.read_text().endswith("old") and "|" not in readme.read_text()
+    page.write_text("before\n<!-- figures.tiny -->\nold\n<!-- /figures.tiny -->\nafter\n")
+    assert built.run("keep", "tiny", "--readme") == 0
+    assert page.read_text() == f"before\n<!-- figures.tiny -->\n{FOUND}<!-- /figures.tiny -->\nafter\n"
+    assert "| C4: RL is flat | **supported** |\n" in readme.read_text()
 
 
 def test_a_claim_that_controls_would_be_said_to_support_as_well_names_them(built):
@@ -362,14 +379,19 @@ def test_a_manifest_names_the_gpus_that_a_build_could_use(built, tmp_path, monke
     assert manifest.machine()["gpus"] == []
 
 
+def written():
+    """What README.md and FINDINGS.md say."""
+    return "\n".join(page.read_text() for page in PAGES)
+
+
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_findings_of_the_readme_are_those_that_are_kept(name):
-    """Between the README's marks stands what the tables beside the manifest say, and each table is the one that was
+def test_the_findings_on_the_pages_are_those_that_are_kept(name):
+    """Between the marks stands what the tables beside the manifest say, and each table is the one that was
     kept."""
-    kept, readme = ROOT / "figures" / name, (ROOT / "README.md").read_text()
+    kept, pages = ROOT / "figures" / name, written()
     for mark, table in ((name, keep.findings), *((f"{name}.{part}", table) for part, table in keep.PARTS.items())):
         begin, end = keep.BEGIN.format(mark), keep.END.format(mark)
-        assert readme.partition(begin)[2].partition(end)[0].strip() == table(kept).strip()
+        assert pages.partition(begin)[2].partition(end)[0].strip() == table(kept).strip()
     made = manifest.read(kept)
     hashed = {file: digest for figure in made["figures"] for file, digest in figure["files"].items()}
     assert {
@@ -393,13 +415,13 @@ def test_the_findings_of_the_readme_are_those_that_are_kept(name):
         assert json.dumps(figure["files"]).count("claims.parquet") == 1
 
 
-def test_the_verdicts_in_the_readme_are_those_of_all_kept_sets():
-    readme = (ROOT / "README.md").read_text()
-    order = sorted((readme.find(keep.BEGIN.format(name)), name) for name in STUDIES)
+def test_the_verdicts_on_the_pages_are_those_of_all_kept_sets():
+    pages = written()
+    order = sorted((pages.find(keep.BEGIN.format(name)), name) for name in STUDIES)
     begin, end = keep.BEGIN.format(keep.ALL), keep.END.format(keep.ALL)
-    said = readme.partition(begin)[2].partition(end)[0].strip()
-    assert said == keep.verdicts(ROOT / "figures" / name for place, name in order if place >= 0).strip()
-    assert said.count("|---") == 8
+    table = pages.partition(begin)[2].partition(end)[0].strip()
+    assert table == keep.verdicts(ROOT / "figures" / name for place, name in order if place >= 0).strip()
+    assert table.count("|---") == 8
 
 
 GROUPS = {
@@ -417,7 +439,7 @@ def beyond(group, column, arm="SL"):
 
 def test_the_ten_lines_of_the_readme_say_what_the_tables_say():
     """What is written in words there, read off the tables: where one of these fails, a line has to be written anew."""
-    text = (ROOT / "README.md").read_text()
+    text = PAGES[0].read_text()
     said = dict(re.findall(r"^- \*\*(C\d), (.*)$", text, re.M))
     for claim, words in {
         "C1": "seen in one group of five, and there no longer after more epochs",
@@ -485,9 +507,9 @@ def test_the_ten_lines_of_the_readme_say_what_the_tables_say():
     assert (beyond("study", "worst", "SL-adv, 6 x epochs")["RL-adv"] < 0).all(), "C6: below SL-adv for as many epochs"
 
 
-def test_what_the_readme_says_of_sl_for_fewer_epochs():
+def test_what_is_said_of_sl_for_fewer_epochs():
     """In the ball of 8/255, in the lines on C1, C2 and C4."""
-    text = (ROOT / "README.md").read_text()
+    text = written()
     assert "in the worst case in every seed, by six points on average, and by five under PGD (both seen)" in text
     table = pd.read_csv(ROOT / "figures" / GROUPS["8/255"] / "claims.csv")
     lines = table[table["claim"] == "C1"]  # under PGD, clean, in the worst case
@@ -504,9 +526,9 @@ def test_what_the_readme_says_of_sl_for_fewer_epochs():
     assert of_lengths["reading"] == "there" and of_lengths["difference"] > 2 * of_rl, "C2"
 
 
-def test_what_the_readme_says_beyond_the_ten_lines_of_single_seeds_is_what_they_read():
-    """Below "Claim by claim", where no interval is kept: the signs of the differences, seed by seed."""
-    text = (ROOT / "README.md").read_text()
+def test_what_is_said_of_single_seeds_is_what_they_read():
+    """Where no interval is kept: the signs of the differences, seed by seed."""
+    text = written()
     assert "RL-adv is below SL-adv in every seed; it ends there" in text
     below = -beyond("digits", "worst", "SL-adv")
     assert (below["RL-adv"] > 0).all()
@@ -553,8 +575,8 @@ def test_what_the_readme_says_beyond_the_ten_lines_of_single_seeds_is_what_they_
     assert (spread["restart_agreement"]["RL"] > spread["restart_agreement"]["SL"]).all()
 
 
-def test_what_the_readme_says_of_the_largest_eigenvalues():
-    text = (ROOT / "README.md").read_text()
+def test_what_is_said_of_the_largest_eigenvalues():
+    text = written()
     assert "largest eigenvalue is smaller on RL's model on digits at one budget and among those measured in the" in text
     for name, is_smaller in (("study/curvature", True), ("study/curvature-paper", False),
                              ("study-cnn6/curvature-cnn6", False),
@@ -568,7 +590,7 @@ def test_what_the_readme_says_of_the_largest_eigenvalues():
     assert set(largest[largest > largest["SL"]].index) == {"SL 7, RL 3", "SL 5, RL 5", "SL 3, RL 7", "Lq"}
 
 
-def test_what_the_readme_says_of_fewer_and_more_epochs():
+def test_what_is_said_of_fewer_and_more_epochs():
     """RL's gain in the ball of 8/255 goes with more epochs, and SL for fewer has it: intervals of pairs of arms."""
     kept = ROOT / "figures/study-fashion-mnist-epochs/claims-fashion-mnist-epochs"
     pairs = pd.read_csv(kept / "pairs.csv")
@@ -604,7 +626,7 @@ def test_what_the_readme_says_of_fewer_and_more_epochs():
     assert 190 < 10 ** (runs["norm"]["SL"] - runs["norm"][more]).mean() < 210
 
 
-def test_what_the_readme_says_of_hybrids_in_the_small_ball():
+def test_what_is_said_of_hybrids_in_the_small_ball():
     """Each gains over SL for about a point on clean images; L_q has as small gradients and does not; SL of fewer epochs
     gains too."""
     kept = ROOT / "figures/study-fashion-mnist-hybrids/claims-fashion-mnist-hybrids"
@@ -677,11 +699,19 @@ def test_a_table_that_does_not_say_what_the_families_left_is_refused(built, caps
     assert "old" in readme.read_text()
 
 
-def test_the_readme_leads_to_files_that_are_there():
-    text = (ROOT / "README.md").read_text()
-    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+def _anchors(page):
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_pages_lead_to_what_is_there(page):
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", page.read_text()) if "://" not in target]
     assert len(targets) > 10
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    for file, _, anchor in (target.partition("#") for target in targets):
+        assert (page.parent / file).exists(), file
+        assert not anchor or anchor in _anchors(page.parent / file if file else page), anchor
 
 
 READ = {  # what a line of a claim reads, as runs.csv calls it
