@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from figures import keep, manifest, sets, stamp
+from gradlens.intervals import wilson
+from gradlens.masking.evidence import LARGE
 from tests.figures.conftest import PARAMETERS, STUDIES
 
 ROOT = Path(__file__).parents[2]
@@ -686,6 +688,25 @@ def test_all_arms_of_the_study_but_one_are_usable_and_what_is_masked_on_purpose_
     assert doubtful[["model", "verdict"]].to_numpy().tolist() == [["RL, 3 x epochs", "suspect"]]
     assert (100 * doubtful[["gap", "low", "high"]]).round().to_numpy().tolist() == [[11, 5, 21]]
     assert sorted(found.loc[planted, "verdict"].value_counts().items()) == [("masked", 13), ("suspect", 1)]
+
+
+def test_three_arms_are_usable_by_one_image_and_one_is_suspect_by_one():
+    """What an image more, or fewer, that plain PGD misses would have made of each arm."""
+    fragile = set()
+    for file in (ROOT / "figures").glob("study*/masking*/gaps.csv"):
+        (book,) = (b for b in manifest.read(file.parents[1])["notebooks"] if b["name"] == file.parent.name)
+        samples = book["parameters"]["samples"]
+        for line in pd.read_csv(file).itertuples():
+            missed = round(line.gap * samples)
+            assert wilson(missed, samples) == pytest.approx((line.low, line.high), abs=1e-5)
+            other = missed + (1 if line.verdict == "usable" else -1)
+            if (wilson(missed, samples)[0] > LARGE) != (wilson(max(other, 0), samples)[0] > LARGE):
+                fragile.add((file.parent.name, line.model, line.verdict))
+    assert fragile == {
+        ("masking-paper", "RL-adv", "usable"), ("masking-fashion-mnist", "SL-adv", "usable"),
+        ("masking-fashion-mnist-hybrids", "SL 5, RL 5", "usable"),
+        ("masking-fashion-mnist-epochs", "RL, 3 x epochs", "suspect"),
+    }  # fmt: skip
 
 
 def test_a_table_that_does_not_say_what_the_families_left_is_refused(built, capsys):
