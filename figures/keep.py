@@ -139,6 +139,25 @@ def verdicts(places: Iterable[Path]) -> str:
     return _table(rows)
 
 
+def asked(places: Iterable[Path], claim: str) -> str:
+    """A table of one claim, a row for each notebook of claims that was kept in one of `places`, a column a line of it.
+
+    A cell says the difference with its interval, how that is read, and where it is there, of which controls it is too.
+    """
+    import pandas as pd
+
+    rows: list[list[str]] = []
+    for title, file in (found for place in places for found in _kept_of(place, "claims")):
+        table, beside = pd.read_csv(file, na_filter=False), file.with_name("controls.csv")
+        lines = table[table["claim"] == claim]
+        if not len(lines) or (lines["difference"] == "").all():
+            continue
+        controls = pd.read_csv(beside, na_filter=False).query("claim == @claim") if beside.is_file() else lines[:0]
+        rows = rows or [["group", "verdict", *(lines["measured"] + ", " + lines["difference of"])]]
+        rows.append([title, _said(lines), *(_line(lines, number, controls) for number in range(len(lines)))])
+    return _table(rows) if rows else ""
+
+
 def withstood(place: Path) -> str:
     """A table of what each attack of the claims leaves, an arm a row, for each notebook of claims in `place`.
 
@@ -230,7 +249,8 @@ def rewrite(pages: Sequence[Path], name: str, place: Path) -> None:
     """Replace what stands between a set's marks by its findings, and between those of its parts by their tables.
 
     The marks may stand on any of the pages, of which the first is there. Between those of `ALL` come the verdicts of
-    this set and of those kept beside it, as far as they have marks, in the order of these. Raises ValueError where the
+    this set and of those kept beside it, as far as they have marks, in the order of these, and between those of `ALL`
+    and a claim what they say of it, line by line. Raises ValueError where the
     marks of the findings, or all marks of a set without any, or the end of others, are missing, and for a table that a
     part cannot be read off.
     """
@@ -242,8 +262,10 @@ def rewrite(pages: Sequence[Path], name: str, place: Path) -> None:
     marks = list(tables if tables[name] or BEGIN.format(name) in whole or not parts else parts)
     if BEGIN.format(ALL) in whole:
         places = [place if one == name else place.parent / one for one in re.findall(BEGIN.format(r"([\w-]+)"), whole)]
-        tables[ALL] = verdicts(one for one in places if (one / "manifest.json").is_file())
-        marks.append(ALL)
+        places = [one for one in places if (one / "manifest.json").is_file()]
+        claims = re.findall(BEGIN.format(rf"{re.escape(ALL)}\.(\w+)"), whole)
+        tables |= {ALL: verdicts(places)} | {f"{ALL}.{claim}": asked(places, claim) for claim in claims}
+        marks += [ALL, *(f"{ALL}.{claim}" for claim in claims)]
     for mark in marks:
         begin, end = BEGIN.format(mark), END.format(mark)
         page = next((page for page, text in texts.items() if begin in text), pages[0])
@@ -348,6 +370,18 @@ def _said(lines: Any) -> str:
         return "–"
     verdict = str(lines.iloc[0]["verdict"])
     return verdict if verdict == "open" else f"**{verdict}**"
+
+
+def _line(lines: Any, number: int, controls: Any) -> str:
+    """A line of a claim in one group of models, and the controls of which it is there too, on the same side."""
+    line = lines.iloc[number]
+    text = f"{_interval(line)} {line['reading']}"
+    if line["reading"] != "there":
+        return text
+    its = controls[controls.groupby("place").cumcount() == number] if len(controls) else controls
+    same = its[(its["reading"] == "there") & (its["place"] != "RL")]
+    places = [row.place for row in same.itertuples() if (float(row.difference) > 0) == (float(line["difference"]) > 0)]
+    return text + (f", likewise {' / '.join(places)}" if places else "")
 
 
 def _shared(claim: str, controls: Any) -> str:
