@@ -155,6 +155,11 @@ def _sweeps(asked: Plan) -> dict[str, str]:
     return asked.sweeps | {folder: path for folder, path in asked.chosen.sweeps.items() if folder in read}
 
 
+def is_built(book: Mapping[str, Any]) -> bool:
+    """A row of a manifest's notebooks."""
+    return bool(book["status"] == "built")
+
+
 def _notebook(book: sets.Notebook, asked: Plan) -> dict[str, Any]:
     name = book.name
     sealed, failed = stamp.read(asked.out / name), failure(asked.out, name)

@@ -124,3 +124,48 @@ def furnish(made: House) -> House:
         made.notebook(name, made.figure(f"{name}_figure"))
     (made.root / "figures" / "sets" / "tiny.toml").write_text(SET)
     return made
+
+
+LINES = """
+from pathlib import Path
+import pandas as pd
+rows = [
+    ("C1", "RL helps", "contradicted", "PGD", "RL - SL", 0.2, 0.1, 0.3, "there"),
+    ("C1", "RL helps", "contradicted", "worst case", "RL - SL", 0.0, -0.01, 0.01, "not there"),
+    ("C2", "RL is small", "open", "norm", "SL - RL", float("nan"), float("nan"), float("nan"), "unsure"),
+    ("C3", "RL is wild", "open", "cosine", "SL - RL", 0.125, float("nan"), float("nan"), "unsure"),
+    ("C4", "RL is flat", "supported", "bend", "SL - RL", 0.5, 0.4, 0.6, "there"),
+]
+columns = ["claim", "says", "verdict", "measured", "difference of", "difference", "low", "high", "reading"]
+pd.DataFrame(rows, columns=columns).assign(seeds=3, samples=12).to_parquet(Path(out) / "claims.parquet")
+"""
+FOUND = """\
+| claim | what the study looks at | A place (3 seeds, 12 images) |
+|---|---|---|
+| C1: RL helps | PGD, RL - SL | **contradicted** +0.200 [+0.100, +0.300]; \
+worst case, RL - SL: +0.000 [-0.010, +0.010] |
+| C2: RL is small | norm, SL - RL | **open** not measured |
+| C3: RL is wild | cosine, SL - RL | **open** +0.125, one seed |
+| C4: RL is flat | bend, SL - RL | **supported** +0.500 [+0.400, +0.600] |
+"""
+TABLE = """
+from pathlib import Path
+import pandas as pd
+pd.DataFrame({"a": [0.5, 1.0], "b": ["x", "y, z"]}).to_parquet(Path(out) / "one_figure.parquet")
+"""
+
+
+@pytest.fixture
+def built(house, monkeypatch):
+    """A set whose second notebook is one of claims, and reads the runs of a second sweep."""
+    monkeypatch.setattr("figures.build.sweep", lambda asked: None)
+    house.edit_set("[parameters]", '[sweeps]\n"runs/tiny" = "a.toml"\nmore = "b.toml"\n[parameters]')
+    house.edit_set("level = 1 }", 'level = 1, others = "more" }')
+    for name in ("a", "b"):
+        (house.root / f"{name}.toml").write_text(name)
+    house.notebook("one", house.figure("one_figure"), TABLE)
+    house.notebook("two", house.figure("claims"), LINES)
+    house.edit_set('name = "two"', 'name = "two"\ntitle = "A place"')
+    assert house.build() == 0
+    (house.root / "README.md").write_text("before\n<!-- figures.tiny -->\nold\n<!-- /figures.tiny -->\nafter\n")
+    return house
