@@ -22,10 +22,11 @@ def keep(out: Path, place: Path, pages: Sequence[Path] = ()) -> Path:
     """Copy what is worth keeping of the set that was built in `out` to `place`, which it replaces as a whole.
 
     A notebook that was not built there stays as it was kept before, under its own commit: hours of work may be done in
-    several places. On the `pages`, if given, what stands between the set's marks becomes its findings, and between
-    those for attacks, training, masking and the suite, where they have them, what each attack left, what was trained at
-    what cost, how it was judged and what a suite broke in the end. Raises ValueError for a set of which nothing was
-    built, a file that is not as it was built, a place with another use or in use, and pages without the marks.
+    several places. Figures of a notebook with the same table share one file. On the `pages`, if given, what stands
+    between the set's marks becomes its findings, and between those for attacks, training, masking and the suite, where
+    they have them, what each attack left, what was trained at what cost, how it was judged and what a suite broke in
+    the end. Raises ValueError for a set of which nothing was built, a file that is not as it was built, a place with
+    another use or in use, and pages without the marks.
     """
     with Lock(place.with_name(f".{place.name}.lock"), f"to {str(place)!r}"):
         return _kept(out, place, pages)
@@ -58,7 +59,7 @@ def _kept(out: Path, place: Path, pages: Sequence[Path]) -> Path:
     books = [rows.get(book["name"], book) for book in _dated(made)]
     order = [book["name"] for book in books]
     shown = [figures[key] for key in sorted(figures, key=lambda key: order.index(key[0]))]
-    made |= {"notebooks": books, "figures": shown, "sweeps": _sweeps(before, made, rows)}
+    made |= {"notebooks": books, "figures": _shared(shown, unfinished), "sweeps": _sweeps(before, made, rows)}
     stamp.replace(unfinished / "manifest.json", json.dumps({**made, "sha256": stamp.seal(made)}, indent=1))
     if pages:
         findings.rewrite(pages, made["set"], unfinished)
@@ -110,6 +111,22 @@ def _keep(figure: Mapping[str, Any], out: Path, place: Path) -> dict[str, Any]:
                 (place / written).write_bytes(text)
                 hashes[written.as_posix()] = stamp.sha256(place / written)
     return {**figure, "files": hashes}
+
+
+def _shared(figures: Sequence[Mapping[str, Any]], place: Path) -> list[dict[str, Any]]:
+    """The figures, those of one notebook with the same table with the file of the first: the others' are removed."""
+    first: dict[tuple[str, str], str] = {}
+    shared = []
+    for figure in figures:
+        files = {}
+        for file, digest in figure["files"].items():
+            is_table = file.endswith(".csv")
+            name = first.setdefault((figure["notebook"]["name"], digest), file) if is_table else file
+            if name != file:
+                (place / file).unlink(missing_ok=True)
+            files[name] = digest
+        shared.append({**figure, "files": files})
+    return shared
 
 
 def _csv(table: Any) -> bytes:

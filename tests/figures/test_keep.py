@@ -104,6 +104,29 @@ def test_of_a_long_training_the_epochs_with_an_attack_are_kept_and_all_seconds(b
     assert findings.trained(kept) == said and "| 8 | 36 |" in said and "| 10 | 55 |" in said
 
 
+TWICE = """
+from pathlib import Path
+import pandas as pd
+for name, value in (("first", 1), ("other", 2), ("second", 1)):
+    pd.DataFrame({"a": [value]}).to_parquet(Path(out) / f"{name}.parquet")
+"""
+
+
+def test_figures_of_a_notebook_with_one_table_share_its_file(built):
+    built.notebook("two", *map(built.figure, ("first", "other", "second")), TWICE)
+    assert built.build() == 0
+    kept = built.root / "figures" / "tiny"
+    for _ in range(2):
+        assert built.run("keep", "tiny") == 0
+        assert sorted(path.stem for path in (kept / "two").glob("*.csv")) == ["first", "other"]
+        said = {figure["name"]: figure["files"] for figure in manifest.read(kept)["figures"]}
+        for name, file in (("first", "first"), ("other", "other"), ("second", "first")):
+            (table,) = (path for path in said[name] if path.endswith(".csv"))
+            assert table == f"two/{file}.csv" and said[name][table] == built.sha256(kept / table)
+        shutil.rmtree(built.out)  # the other notebook is carried over next
+        assert built.build("--only", "one") == 0
+
+
 def test_a_heavy_picture_is_kept_with_fewer_pixels(tmp_path, generator):
     noise = Image.fromarray(torch.randint(256, (400, 3200, 3), generator=generator, dtype=torch.uint8).numpy())
     noise.save(tmp_path / "whole.webp", lossless=True)
