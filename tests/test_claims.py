@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import multiprocessing
 import re
+import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import product
 
@@ -297,8 +299,29 @@ def test_a_stopped_measurement_goes_on_and_says_the_same(trained, tmp_path, monk
     first = {"SL": models["SL"]}
     options = {"steps": 5, "longest": 20, "queries": 30, "resume": tmp_path}
     measure(first, x, y, ball, **options)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert sorted(path.name.rpartition("-")[2] for path in tmp_path.iterdir()) == sorted(["alone", "suite", "rest"] * 2)
+    again, module = [], sys.modules[measure.__module__]
+    monkeypatch.setattr(module, "gradients", lambda *args, **kwargs: again.append(0) or gl.gradients(*args, **kwargs))
     assert_the_same(measure(models, x, y, ball, **options), read)
+    assert len(again) == len(models["RL"]), "of SL's models nothing is read again"
+
+
+def test_what_a_stopped_measurement_left_of_another_call_is_refused(trained, tmp_path):
+    models, x, y, ball, _ = trained
+    options = {"steps": 1, "longest": 1, "queries": 1, "resume": tmp_path}
+    measure(models, x[:4], y[:4], ball, **options)
+    for part, words in (("alone", "damaged or no unfinished evaluation"), ("rest", "damaged or no unfinished reading")):
+        (file, *_) = sorted(tmp_path.glob(f"*-{part}"))
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1])
+        with pytest.raises(ValueError, match=words):
+            measure(models, x[:4], y[:4], ball, **options)
+        file.write_bytes(whole)
+    (other,) = tmp_path.glob("SL-1-*-rest")
+    (own,) = tmp_path.glob("SL-0-*-rest")
+    shutil.copy(other, own)
+    with pytest.raises(ValueError, match="reading of another call: its model is"):
+        measure(models, x[:4], y[:4], ball, **options)
 
 
 def test_arms_of_like_names_do_not_share_what_a_stopped_measurement_left(trained, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -28,6 +28,7 @@ from ..model import pickled
 from ..provenance import digest
 from ..robustness import Attack, Robustness, Transfer, exchange, robustness, transfer
 from ..robustness.unbroken import pgd_until_broken
+from ..sealed import hold, read_sealed, write_sealed
 from ..stability import stability
 from ..types import ImagesLike, LabelsLike, PerSample
 from .controls import Scaled
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 HUNDRED = 100  # steps of PGD between the customary number and very many
 DIRECTIONS, FAR = 4, 0.5  # random directions in weight space, and how far to go, in norms of each filter
 Models = Mapping[str, Mapping[int, nn.Module]]  # of each arm, by training seed
+Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def measure(
     `models` maps arms ("SL", "RL", "SL-adv", "RL-adv", hybrids, controls) to models by training seed. `steps` of PGD
     are the customary number, `longest` those of the long runs, between which stand runs of a hundred; steps are 2.5 eps
     over their number. `queries` are Square's; `suite` is run by `robustness` on what all of these left. With a folder
-    `resume`, the attacks of a stopped call are not made again. Models are read one after the other, or side by side by
+    `resume`, what a stopped call had read is not read again. Models are read one after the other, or side by side by
     the workers of an `executor` (of concurrent.futures), each on one thread and on the model's own device: small ones
     gain more from that than from threads. Where one fails, those that have begun go on to their end.
 
@@ -145,7 +147,7 @@ class _Read(NamedTuple):
 
     alone: Robustness
     final: Robustness
-    rest: dict[str, Tensor]
+    rest: Tensors
 
 
 def _each(task: _Task, models: Mapping[str, nn.Module], executor: Executor | None) -> Iterator[tuple[str, _Read]]:
@@ -205,7 +207,35 @@ def _read(task: _Task, name: str, model: nn.Module) -> _Read:
         model, x, y, ball, attacks=suite, found={"families": alone}, batch=batch, generator=_stream(seed, "suite"),
         resume=_file(resume, name, "suite"),
     )  # fmt: skip
-    return _Read(alone, final, _rest(model, x, y, ball, steps, batch, seed))
+    key = {
+        "model": alone.made.model,
+        "data": alone.made.data,
+        "ball": str(ball),
+        "steps": str(steps),
+        "seed": str(seed),
+    }
+    with _once(_file(resume, name, "rest"), key) as (found, save):
+        rest = found or save(_rest(model, x, y, ball, steps, batch, seed))
+    return _Read(alone, final, {part: values.to(alone.clean.device) for part, values in rest.items()})
+
+
+@contextmanager
+def _once(path: Path | None, key: Mapping[str, str]) -> Iterator[tuple[Tensors, Callable[[Tensors], Tensors]]]:
+    """What a stopped call left at `path`, of the same `key`, and what leaves it there; others are kept from it."""
+
+    def save(tensors: Tensors) -> Tensors:
+        if path is not None:
+            write_sealed(path, "reading", key, tensors)
+        return tensors
+
+    if path is None:
+        yield {}, save
+        return
+    lock = hold(path)
+    try:
+        yield read_sealed(path, "reading", key) if path.exists() else {}, save
+    finally:
+        lock.release()
 
 
 def _attacked(alone: Robustness) -> dict[str, Tensor]:
