@@ -71,7 +71,8 @@ def line_by_line(places: Iterable[Path], claim: str) -> str:
             continue
         controls = pd.read_csv(beside, na_filter=False).query("claim == @claim") if beside.is_file() else lines[:0]
         rows = rows or [["group", "verdict", *(lines["measured"] + ", " + lines["difference of"])]]
-        rows.append([title, _said(lines), *(_line(lines, number, controls) for number in range(len(lines)))])
+        name = f"{title} ({lines['seeds'].max()} seeds, {lines['samples'].max()} images)"
+        rows.append([name, _said(lines), *(_line(lines, number, controls) for number in range(len(lines)))])
     return _table(rows) if rows else ""
 
 
@@ -167,8 +168,8 @@ def rewrite(pages: Sequence[Path], name: str, place: Path) -> None:
 
     The marks may stand on any of the pages, of which the first is there. Between those of `ALL` come the verdicts of
     this set and of those kept beside it, as far as they have marks, in the order of these, and between those of `ALL`
-    and a claim what they say of it, line by line. Raises ValueError where the marks of the claims, or all marks of a
-    set without any, or the end of others, are missing, and for a table that a part cannot be read off.
+    and a claim what they say of it, line by line. Raises ValueError where all marks of a set, or the end of some, are
+    missing, and for a table that a part cannot be read off.
     """
     texts = {page: page.read_text(encoding="utf-8") for page in pages if page == pages[0] or page.is_file()}
     for mark, table in _marked("\n".join(texts.values()), name, place).items():
@@ -185,11 +186,10 @@ def rewrite(pages: Sequence[Path], name: str, place: Path) -> None:
 def _marked(text: str, name: str, place: Path) -> dict[str, str]:
     """What belongs between which marks."""
     tables = {f"{name}.{part}": table(place) for part, table in PARTS.items() if BEGIN.format(f"{name}.{part}") in text}
-    own = claims(place)
-    if own or BEGIN.format(name) in text or not tables:
-        tables = {name: own, **tables}
+    if BEGIN.format(name) in text or not tables:
+        tables = {name: claims(place), **tables}
     if BEGIN.format(ALL) in text:
-        named = re.findall(BEGIN.format(r"([\w-]+)"), text)
+        named = dict.fromkeys(re.findall(BEGIN.format(r"([\w-]+)(?:\.\w+)?"), text))
         beside = [place if one == name else place.parent / one for one in named]
         beside = [one for one in beside if (one / "manifest.json").is_file()]
         single = re.findall(BEGIN.format(rf"{re.escape(ALL)}\.(\w+)"), text)

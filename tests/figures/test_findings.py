@@ -80,7 +80,8 @@ def test_the_verdicts_of_all_kept_sets_stand_side_by_side(built):
 ASKED = """\
 | group | verdict | PGD, RL - SL | worst case, RL - SL |
 |---|---|---|---|
-| A place | **contradicted** | +0.200 [+0.100, +0.300] there, likewise exact | +0.000 [-0.010, +0.010] not there |
+| A place (3 seeds, 12 images) | **contradicted** | +0.200 [+0.100, +0.300] there, likewise exact | \
++0.000 [-0.010, +0.010] not there |
 """
 PLACES = """
 from pathlib import Path
