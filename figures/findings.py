@@ -73,7 +73,7 @@ def line_by_line(places: Iterable[Path], claim: str) -> str:
         rows = rows or [["group", "verdict", *(lines["measured"] + ", " + lines["difference of"])]]
         name = f"{title} ({lines['seeds'].max()} seeds, {lines['samples'].max()} images)"
         rows.append([name, _said(lines), *(_line(lines, number, controls) for number in range(len(lines)))])
-    return _table(rows) if rows else ""
+    return _table(rows)
 
 
 def withstood(place: Path) -> str:

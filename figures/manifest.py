@@ -156,7 +156,7 @@ def _sweeps(asked: Plan) -> dict[str, str]:
 
 
 def is_built(book: Mapping[str, Any]) -> bool:
-    """A row of a manifest's notebooks."""
+    """Whether a notebook, a row of a manifest, was built, neither missing nor failed."""
     return bool(book["status"] == "built")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -208,32 +209,25 @@ def _read(task: _Task, name: str, model: nn.Module) -> _Read:
         resume=_file(resume, name, "suite"),
     )  # fmt: skip
     key = {
-        "model": alone.made.model,
-        "data": alone.made.data,
-        "ball": str(ball),
-        "steps": str(steps),
-        "seed": str(seed),
-    }
-    with _once(_file(resume, name, "rest"), key) as (found, save):
-        rest = found or save(_rest(model, x, y, ball, steps, batch, seed))
+        "model": alone.made.model, "data": alone.made.data, "ball": str(ball), "steps": str(steps), "seed": str(seed),
+        # two models may differ in what is neither weight nor buffer: what was read belongs to what broke it
+        "attacks": digest(alone.broke, alone.adversarial),
+    }  # fmt: skip
+    rest = _once(_file(resume, name, "rest"), key, partial(_rest, model, x, y, ball, steps, batch, seed))
     return _Read(alone, final, {part: values.to(alone.clean.device) for part, values in rest.items()})
 
 
-@contextmanager
-def _once(path: Path | None, key: Mapping[str, str]) -> Iterator[tuple[Tensors, Callable[[Tensors], Tensors]]]:
-    """What a stopped call left at `path`, of the same `key`, and what leaves it there; others are kept from it."""
-
-    def save(tensors: Tensors) -> Tensors:
-        if path is not None:
-            write_sealed(path, "reading", key, tensors)
-        return tensors
-
+def _once(path: Path | None, key: Mapping[str, str], read: Callable[[], Tensors]) -> Tensors:
+    """What a stopped call of the same `key` left at `path`, or what is read now, and left there."""
     if path is None:
-        yield {}, save
-        return
+        return read()
     lock = hold(path)
     try:
-        yield read_sealed(path, "reading", key) if path.exists() else {}, save
+        if path.exists():
+            return read_sealed(path, "reading", key)
+        found = read()
+        write_sealed(path, "reading", key, found)
+        return found
     finally:
         lock.release()
 
