@@ -1,7 +1,6 @@
 """What is kept of a built set in the repository: its manifest, tables as CSV, pictures."""
 
 import io
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ def _kept(out: Path, place: Path, pages: Sequence[Path]) -> Path:
     order = [book["name"] for book in books]
     shown = [figures[key] for key in sorted(figures, key=lambda key: order.index(key[0]))]
     made |= {"notebooks": books, "figures": _shared(shown, unfinished), "sweeps": _sweeps(before, made, rows)}
-    stamp.replace(unfinished / "manifest.json", json.dumps({**made, "sha256": stamp.seal(made)}, indent=1))
+    manifest.save(unfinished, made)
     if pages:
         findings.rewrite(pages, made["set"], unfinished)
     shutil.rmtree(old, ignore_errors=True)

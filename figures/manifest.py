@@ -36,8 +36,23 @@ def write(asked: Plan, stages: Mapping[str, float]) -> None:
         "notebooks": [_notebook(book, asked) for book in asked.chosen.notebooks],
         "figures": [row for book in asked.chosen.notebooks for row in _figures(book.name, asked)],
     }
-    found = scrub(found, asked)
-    stamp.replace(asked.out / "manifest.json", json.dumps({**found, "sha256": stamp.seal(found)}, indent=1))
+    save(asked.out, scrub(found, asked))
+
+
+def save(out: Path, found: Mapping[str, Any]) -> None:
+    """Write what `read` gives, sealed. Each run stands there once and figures name it: many show the same models."""
+    runs: dict[str, Any] = {}
+
+    def name(run: Mapping[str, Any]) -> str:
+        key, number = str(run["name"]), 1
+        while runs.setdefault(key, run) != run:  # another of that name: its folder, or what became of its checkpoint
+            number += 1
+            key = f"{run['name']} #{number}"
+        return key
+
+    rows = [{**figure, "runs": [name(run) for run in figure["runs"]]} for figure in found["figures"]]
+    record = {**found, "figures": rows, "runs": runs}
+    stamp.replace(out / "manifest.json", json.dumps({**record, "sha256": stamp.seal(record)}, indent=1))
 
 
 def read(out: Path) -> dict[str, Any]:
@@ -52,6 +67,9 @@ def read(out: Path) -> dict[str, Any]:
                 raise ValueError(f"it names {file!r}, expected files of this folder")
         if found.pop("sha256", None) != stamp.seal(found):
             raise ValueError("its content does not match the hash written with it")
+        runs = found.pop("runs", None)  # none: from before they stood apart
+        for figure in found["figures"] if runs is not None else ():
+            figure["runs"] = [dict(runs[name]) for name in figure["runs"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged, build the set again: {error!r}") from error
     return found

@@ -9,6 +9,7 @@ from typing import Any
 import nbformat
 import pytest
 
+from figures import manifest
 from figures.__main__ import main
 
 STUDIES = sorted(path.stem for path in (Path(__file__).parents[2] / "figures" / "sets").glob("study*.toml"))
@@ -74,7 +75,7 @@ class House:
         return self.run("build", "tiny", *words)
 
     def manifest(self) -> dict[str, Any]:
-        return json.loads((self.out / "manifest.json").read_text())
+        return manifest.read(self.out)
 
     def page(self) -> str:
         return (self.out / "index.html").read_text()

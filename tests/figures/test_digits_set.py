@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from figures import manifest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,7 +25,7 @@ def test_the_smoke_set_trains_draws_and_is_then_current(tmp_path: Path) -> None:
     out, runs = tmp_path / "out", tmp_path / "runs"
     done = build(out, runs)
     assert done.returncode == 0, done.stdout + done.stderr
-    manifest = json.loads((out / "manifest.json").read_text())
+    made = manifest.read(out)
     names = {path.parent.name for path in out.glob("*/*.png")}
     expected = {"training", "gradients", "dynamics", "entropy", "input_landscape", "weight_landscape", "curvature"}
     expected |= {"robustness", "transfer", "masking", "claims", "explorer"}
@@ -38,10 +40,10 @@ def test_the_smoke_set_trains_draws_and_is_then_current(tmp_path: Path) -> None:
         executed = (out / name / f"{name}.ipynb").read_text()
         assert executed.count("application/vnd.plotly.v1+json") == 1
         assert "plotly.js v" not in executed
-    said = json.dumps(manifest)
+    said = json.dumps(made)
     for run in runs.iterdir():
         assert json.loads((run / "run.json").read_text())["checkpoint_sha256"] in said
-    judged = [figure["caption"] for figure in manifest["figures"] if figure["notebook"]["name"] == "claims"]
+    judged = [figure["caption"] for figure in made["figures"] if figure["notebook"]["name"] == "claims"]
     assert len(judged) == 5 and all("(linf, eps 0.05)" in caption for caption in judged)  # the profile's own ball
     page = (out / "index.html").read_text()
     assert page.count("<img src=") == len(pictures)
@@ -70,7 +72,7 @@ def test_the_smoke_set_trains_draws_and_is_then_current(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "figures", "compare", *pair, "--samples", "16", "--out", str(tmp_path / "beside")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    beside = json.loads((tmp_path / "beside" / "manifest.json").read_text())
+    beside = manifest.read(tmp_path / "beside")
     assert [figure["name"] for figure in beside["figures"]] == ["courses", "attacked", "accuracies"]
     for figure in beside["figures"]:
         assert {run["name"] for run in figure["runs"]} == {Path(path).name for path in pair}

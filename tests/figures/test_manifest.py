@@ -1,9 +1,10 @@
-"""A manifest names the machine."""
+"""A manifest names the machine, and each model once."""
 
+import json
 import os
 import platform
 
-from figures import manifest
+from figures import manifest, stamp
 
 
 def test_a_manifest_names_the_kind_of_processor(built, tmp_path):
@@ -37,3 +38,22 @@ def test_a_manifest_names_the_gpus_that_a_build_could_use(built, tmp_path, monke
     assert manifest.machine()["gpus"] == []
     monkeypatch.setenv("PATH", str(tmp_path))
     assert manifest.machine()["gpus"] == []
+
+
+def test_a_run_stands_once_in_a_manifest_and_each_figure_gives_all_of_it(house):
+    """Of a model that was trained again between two figures, two runs of one name; likewise as it was written once."""
+    assert house.build() == 0
+    written = json.loads((house.out / "manifest.json").read_text())
+    (name, run), *others = written["runs"].items()
+    assert run["name"] == name and not others
+    assert [figure["runs"] for figure in written["figures"]] == [[name], [name]]
+    assert [figure["runs"] for figure in house.manifest()["figures"]] == [[run], [run]]
+    house.checkpoint.write_bytes(b"other weights")
+    assert house.build("--only", "one") == 0
+    said = json.loads((house.out / "manifest.json").read_text())
+    assert [figure["runs"] for figure in said["figures"]] == [[name], [f"{name} #2"]]
+    found = house.manifest()
+    assert found["figures"][1]["runs"] == [run | {"unchanged": False}] and "runs" not in found
+    assert found["figures"][0]["runs"] == [run | {"checkpoint_sha256": stamp.sha256(house.checkpoint)}]
+    (house.out / "manifest.json").write_text(json.dumps(found | {"sha256": stamp.seal(found)}))
+    assert house.manifest() == found

@@ -1,6 +1,5 @@
 """A stranger's model, weights and images become a gallery, from the folder where they lie."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 import safetensors.torch
 from torch import nn
 
-from figures import own, sets
+from figures import manifest, own, sets
 from figures.__main__ import ROOT, main
 from tests.training.test_adopt import FACTORY
 
@@ -49,7 +48,7 @@ def test_a_model_of_ones_own_is_drawn_and_is_then_current(home: Path, root: Path
     done = subprocess.run(command, cwd=home, env=place, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     out = root / "figures" / "out" / "my-models-make-smoke"
-    found = json.loads((out / "manifest.json").read_text())
+    found = manifest.read(out)
     assert {figure["name"] for figure in found["figures"]} == {"closeup", "all_models"}
     (run,) = found["figures"][0]["runs"]
     weights = root / "runs" / "own" / "my-models-make" / "my-models-make" / "model.safetensors"
