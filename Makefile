@@ -18,7 +18,7 @@ figures: $(READY)  ## Train the classifiers and draw the gallery (SET=digits)
 	$(BIN)/python -m figures build $(SET)
 
 # the last four read Fashion-MNIST: `python -m training prepare fashion-mnist`
-study: $(READY)  ## Build the whole study (hours on two cores; two of its seven sets want a GPU)
+study: $(READY)  ## Build the whole study (hours on two cores; one of its seven sets wants a GPU)
 	$(BIN)/python -m figures build study
 	$(BIN)/python -m figures build study-cnn6
 	$(BIN)/python -m figures build study-cnn6-attacks
