@@ -67,10 +67,11 @@ def read(out: Path) -> dict[str, Any]:
                 raise ValueError(f"it names {file!r}, expected files of this folder")
         if found.pop("sha256", None) != stamp.seal(found):
             raise ValueError("its content does not match the hash written with it")
-        runs = found.pop("runs", None)  # none: from before they stood apart
-        for figure in found["figures"] if runs is not None else ():
-            figure["runs"] = [dict(runs[name]) for name in figure["runs"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if "runs" in found:  # each once; not in manifests from before they stood apart
+            runs = found.pop("runs")
+            for figure in found["figures"]:
+                figure["runs"] = [dict(runs[name]) for name in figure["runs"]]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged, build the set again: {error!r}") from error
     return found
 

@@ -86,7 +86,7 @@ def contrasts(results: Mapping[str, Claims], ax: Axes) -> Axes:
         codes[row, column] = readings.index(line.reading)
         words = f"{line.difference:+z.3f}"
         if not math.isnan(line.low):
-            words += f"\n[{line.low:+z.3f}, {line.high:+z.3f}]"
+            words += f"\n[{line.low:+.3f}, {line.high:+.3f}]"
         ax.text(column, row, words, ha="center", va="center", fontsize="x-small")
     ax.imshow(codes, cmap=ListedColormap(list(FILLS.values())), vmin=0, vmax=len(FILLS) - 1, aspect="auto")
     names = [f"{name}: {first[name, at].of}\n{first[name, at].names}, {first[name, at].expected}" for name, at in rows]

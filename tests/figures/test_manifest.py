@@ -4,6 +4,8 @@ import json
 import os
 import platform
 
+import pytest
+
 from figures import manifest, stamp
 
 
@@ -57,3 +59,20 @@ def test_a_run_stands_once_in_a_manifest_and_each_figure_gives_all_of_it(house):
     assert found["figures"][0]["runs"] == [run | {"checkpoint_sha256": stamp.sha256(house.checkpoint)}]
     (house.out / "manifest.json").write_text(json.dumps(found | {"sha256": stamp.seal(found)}))
     assert house.manifest() == found
+
+
+def test_runs_of_one_name_are_told_apart_whatever_others_are_called(house):
+    assert house.build() == 0
+    found = house.manifest()
+    (run,) = found["figures"][0]["runs"]
+    called = [run | {"name": name, "seed": seed} for name, seed in (("x", 0), ("x #2", 0), ("x", 1), ("x #2", 1))]
+    found["figures"][0]["runs"], found["figures"][1]["runs"] = called, called[::-1]
+    manifest.save(house.out, found)
+    assert house.manifest() == found
+    written = json.loads((house.out / "manifest.json").read_text())
+    for damage in ({"runs": None}, {"runs": [run]}, {"runs": {}}):
+        record = {key: value for key, value in (written | damage).items() if key != "sha256"}
+        record["figures"][0]["runs"] = [1]
+        (house.out / "manifest.json").write_text(json.dumps(record | {"sha256": stamp.seal(record)}))
+        with pytest.raises(ValueError, match="json is damaged"):
+            house.manifest()
