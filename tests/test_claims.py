@@ -452,7 +452,7 @@ def test_tables_side_by_side_show_each_line_of_each_and_a_dash_for_what_one_lack
             continue
         told = [float(number) for number in re.findall(r"[+-][\d.]+", cells[column, row])]
         expected = [line.difference] if column == 2 else [line.difference, line.low, line.high]
-        assert told == pytest.approx(expected, abs=5e-4) and "-0.000" not in cells[column, row]
+        assert told == pytest.approx(expected, abs=5e-4)
         assert to_hex(image.cmap(image.norm(image.get_array()[row, column]))) == colours[line.reading]
     plt.close(fig)
     assert cells[1, 0].startswith("+0.50") and abs(float(cells[0, 0].split()[0])) < 0.01, "nothing is left beyond exact"
@@ -460,3 +460,13 @@ def test_tables_side_by_side_show_each_line_of_each_and_a_dash_for_what_one_lack
     assert {line.reading for claim in alone.claims for line in claim.lines} == {"unsure"}
     with pytest.raises(ValueError, match="results are empty"):
         plots.contrasts({}, ax)
+
+
+def test_a_bound_that_rounds_to_zero_keeps_its_sign():
+    """Whether the interval leaves out 0 is read off its bounds; of the difference a sign would say nothing."""
+    (claim, *_) = judge(arms(RL={"pgd": 0.5})).claims
+    small = dataclasses.replace(claim.lines[0], difference=-0.0001, low=-0.0003, high=0.0004)
+    fig, ax = plt.subplots()
+    plots.contrasts({"SL": gl.claims.Claims((dataclasses.replace(claim, lines=(small,)),))}, ax)
+    assert [text.get_text() for text in ax.texts] == ["+0.000\n[-0.000, +0.000]"]
+    plt.close(fig)
