@@ -445,6 +445,10 @@ def test_tables_side_by_side_show_each_line_of_each_and_a_dash_for_what_one_lack
     assert [label.get_text() for label in ax.get_xticklabels()] == ["exact", "SL", "one"] and len(named) == len(rows)
     (image,) = ax.images
     colours = {"there": "#7fa8d9", "not there": "#d9756c", "unsure": "#eeeeee"}
+    key = ax.get_legend()
+    words = [text.get_text() for text in key.get_texts()]
+    fills = [to_hex(patch.get_facecolor()) for patch in key.get_patches()]
+    assert dict(zip(words, fills, strict=True)) == colours
     for (row, (name, at)), (column, table) in product(enumerate(rows), enumerate((asked, whole, alone))):
         line = table[name].lines[at] if name in {claim.name for claim in table.claims} else None
         if line is None or np.isnan(line.difference):
@@ -470,3 +474,16 @@ def test_a_bound_that_rounds_to_zero_keeps_its_sign():
     plots.contrasts({"SL": gl.claims.Claims((dataclasses.replace(claim, lines=(small,)),))}, ax)
     assert [text.get_text() for text in ax.texts] == ["+0.000\n[-0.000, +0.000]"]
     plt.close(fig)
+
+
+def test_the_picture_names_each_verdict_and_gives_none_where_nothing_was_measured():
+    """A verdict of "open" is a finding; a claim about models that are not there has none."""
+    result = judge(arms(RL={"pgd": 0.5}))
+    fig, ax = plt.subplots()
+    plots.claims(result, ax)
+    named = dict(text.get_text().split("\n") for text in ax.texts if re.match(r"C\d\n", text.get_text()))
+    plt.close(fig)
+    assert list(named) == [claim.name for claim in result.claims]
+    lacking = {claim.name for claim in result.claims if all(np.isnan(line.difference) for line in claim.lines)}
+    assert "C8" in lacking and {result[name].verdict for name in lacking} == {"open"}
+    assert named == {claim.name: "–" if claim.name in lacking else claim.verdict for claim in result.claims}

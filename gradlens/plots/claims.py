@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
 from matplotlib.ticker import SymmetricalLogLocator
 
 from ..claims import Claims
@@ -47,7 +48,9 @@ def claims(result: Claims, ax: Axes) -> Axes:
             needed = [line.smallest / unit] if line.kind == "more" else [-1.0, 1.0]
             ax.plot(needed, [at] * len(needed), marker="|", ms=14, mew=1.6, color="black", ls="none", zorder=1)
             at += 1
-        ax.text(1.01, (begun + at - 1) / 2, f"{claim.name}\n{claim.verdict}", transform=ax.get_yaxis_transform(),
+        measured = any(not math.isnan(line.difference) for line in claim.lines)
+        word = claim.verdict if measured else "–"  # "open" is a finding
+        ax.text(1.01, (begun + at - 1) / 2, f"{claim.name}\n{word}", transform=ax.get_yaxis_transform(),
                 va="center", fontweight="bold")  # fmt: skip
         ax.axhline(at - 1 + GAP / 2, color="0.85", lw=0.8)
         at += GAP - 1
@@ -94,4 +97,6 @@ def contrasts(results: Mapping[str, Claims], ax: Axes) -> Axes:
     for row, (_, at) in enumerate(rows):
         if row and at == 0:  # where another claim begins
             ax.axhline(row - 0.5, color="0.4", lw=1)
+    key = [Patch(facecolor=fill, label=reading) for reading, fill in FILLS.items()]
+    ax.legend(handles=key, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=len(key), fontsize="small")
     return ax
