@@ -440,7 +440,9 @@ def test_tables_side_by_side_show_each_line_of_each_and_a_dash_for_what_one_lack
     cells = {tuple(map(round, text.get_position())): text.get_text() for text in ax.texts}
     rows = [(claim.name, at) for claim in whole.claims for at in range(len(claim.lines))]
     named = [label.get_text() for label in ax.get_yticklabels()]
-    assert named[0] == "C1: accuracy under PGD on the cross-entropy\nRL - exact, at least 0.05", "the first that has it"
+    assert named[0] == "C1: accuracy under PGD on the cross-entropy\nRL - ..., at least 0.05", "the column's arm"
+    assert named[rows.index(("C2", 0))] == "C2: log10 gradient norm, cross-entropy\n... - RL, at least 0.0969"
+    assert named[rows.index(("C9", 0))] == "C9: cosine at the distance eps, margin\nboth SL - both RL, at least 0.05"
     assert named[rows.index(("C5", 0))] == "C5: entropy at the image, nats\nRL - SL, beyond +-0.05"
     assert [label.get_text() for label in ax.get_xticklabels()] == ["exact", "SL", "one"] and len(named) == len(rows)
     (image,) = ax.images
@@ -464,6 +466,16 @@ def test_tables_side_by_side_show_each_line_of_each_and_a_dash_for_what_one_lack
     assert {line.reading for claim in alone.claims for line in claim.lines} == {"unsure"}
     with pytest.raises(ValueError, match="results are empty"):
         plots.contrasts({}, ax)
+
+
+def test_tables_of_arms_with_a_dash_in_their_names_stand_side_by_side():
+    """Terms of a difference cannot be told apart there: the row has the first table's words."""
+    readings = {arm.replace("exact", "exact - early"): seeds for arm, seeds in arms(RL={"pgd": 0.5}).items()}
+    fig, ax = plt.subplots()
+    plots.contrasts({"SL": judge(readings), "exact - early": judge(readings, sl="exact - early")}, ax)
+    named = [label.get_text() for label in ax.get_yticklabels()]
+    plt.close(fig)
+    assert named[0] == "C1: accuracy under PGD on the cross-entropy\nRL - SL, at least 0.05"
 
 
 def test_a_bound_that_rounds_to_zero_keeps_its_sign():

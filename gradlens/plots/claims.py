@@ -1,7 +1,7 @@
 """The claims table as a picture: each line's interval against the smallest difference that would matter."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,9 +25,10 @@ FILLS = {"not there": "#d9756c", "unsure": "#eeeeee", "there": "#7fa8d9"}  # of 
 def claims(result: Claims, ax: Axes) -> Axes:
     """One row a line of a claim: difference and interval, in units of the smallest difference that would matter.
 
-    Right of 1 is what a claim needs; between -1 and 1 (grey) a difference is too small to matter. A line that allows a
-    loss is divided by what it allows: right of -1 is enough. One that must be above 0 is in units of 0.05. The axis is
-    linear between -1 and 1 and logarithmic beyond.
+    Between -1 and 1 (grey) a difference is too small to matter. Black ticks are the limits that intervals are read
+    against: a line that asks for more is there if its interval leaves out 0 and reaches 1, which its middle need not.
+    A line that allows a loss is divided by what it allows: its interval has to lie right of -1. One that must be above
+    0 is in units of 0.05. The axis is linear between -1 and 1 and logarithmic beyond.
     """
     ax.axvspan(-1, 1, color="0.93", lw=0)
     ax.axvline(0, color="0.6", lw=0.8)
@@ -61,16 +62,26 @@ def claims(result: Claims, ax: Axes) -> Axes:
     ax.set(ylim=(at - 0.4, -0.9), xlabel="difference / smallest that would matter (logarithmic beyond 1)")
     for reading, (marker, face, edge) in MARKS.items():
         ax.plot([], [], marker=marker, mfc=face, mec=edge, color=edge, lw=1.5, label=reading)
-    ax.plot([], [], marker="|", ms=12, mew=1.6, color="black", ls="none", label="needed")
+    ax.plot([], [], marker="|", ms=12, mew=1.6, color="black", ls="none", label="limit")
     return ax
+
+
+def _shared(names: Sequence[str]) -> str:
+    """What the names of one difference have in common, term by term; "..." for what they do not. The first where an
+    arm's own name holds " - "."""
+    terms = [name.split(" - ") for name in names]
+    if len({len(one) for one in terms}) > 1:
+        return names[0]
+    return " - ".join(several[0] if len(set(several)) == 1 else "..." for several in zip(*terms, strict=True))
 
 
 def contrasts(results: Mapping[str, Claims], ax: Axes) -> Axes:
     """Claims tables side by side, as with several controls in one arm's place: a row a line, a column a table.
 
     A cell tells the difference and its interval, and has the colour of the reading: blue where what the row expects is
-    there, red where it is not, grey where the interval leaves both possible. Rows are named as in the first table that
-    has them; a dash is what a table lacks or was not measured. Raises ValueError for no result.
+    there, red where it is not, grey where the interval leaves both possible. A row's difference is that of the tables;
+    where they differ by an arm, "..." stands for the column's. A dash is what a table lacks or was not measured. Raises
+    ValueError for no result.
     """
     if not results:
         raise ValueError("results are empty, expected at least one Claims")
@@ -92,7 +103,11 @@ def contrasts(results: Mapping[str, Claims], ax: Axes) -> Axes:
             words += f"\n[{line.low:+.3f}, {line.high:+.3f}]"
         ax.text(column, row, words, ha="center", va="center", fontsize="x-small")
     ax.imshow(codes, cmap=ListedColormap(list(FILLS.values())), vmin=0, vmax=len(FILLS) - 1, aspect="auto")
-    names = [f"{name}: {first[name, at].of}\n{first[name, at].names}, {first[name, at].expected}" for name, at in rows]
+    names = [
+        f"{row[0]}: {first[row].of}\n{_shared([table[row].names for table in tables if row in table])}, "
+        f"{first[row].expected}"
+        for row in rows
+    ]
     tabulate(ax, names, list(results), fontsize="x-small")
     for row, (_, at) in enumerate(rows):
         if row and at == 0:  # where another claim begins
