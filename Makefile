@@ -17,8 +17,8 @@ help:  ## Show this list
 figures: $(READY)  ## Train the classifiers and draw the gallery (SET=digits)
 	$(BIN)/python -m figures build $(SET)
 
-# the last four read Fashion-MNIST: `python -m training prepare fashion-mnist`
-study: $(READY)  ## Build the whole study (hours on two cores; one of its seven sets wants a GPU)
+# the last five read Fashion-MNIST: `python -m training prepare fashion-mnist`
+study: $(READY)  ## Build the whole study (hours on two cores; one of its eight sets wants a GPU)
 	$(BIN)/python -m figures build study
 	$(BIN)/python -m figures build study-cnn6
 	$(BIN)/python -m figures build study-cnn6-attacks
@@ -26,6 +26,7 @@ study: $(READY)  ## Build the whole study (hours on two cores; one of its seven 
 	$(BIN)/python -m figures build study-fashion-mnist-eps8
 	$(BIN)/python -m figures build study-fashion-mnist-epochs
 	$(BIN)/python -m figures build study-fashion-mnist-hybrids
+	$(BIN)/python -m figures build study-fashion-mnist-adv
 
 # The fast tests check the shapes of all arguments as they run, which costs a third of the time; the slow ones run the
 # code as users do.
