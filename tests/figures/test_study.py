@@ -551,10 +551,11 @@ def test_two_signs_are_on_most_arms_and_decide_nothing():
         for file in (ROOT / "figures").glob("study*/masking*/evidence.csv")
     )
     planted = rows["model"].str.contains("x 1000|grey levels")
-    assert "the loss still rises for more than half of the images, by over 5% of its range in the last ten" in written()
+    assert "the loss is seen to rise still for more than half of the images (the interval lies above half" in written()
     rising = rows[~planted & (rows["name"] == "loss still rising")]
     small = rising["folder"].eq("masking-fashion-mnist-adv") & rising["model"].isin(["SL-adv", "RL-adv", "TRADES"])
-    assert rising[~small]["value"].min() > 0.5 and not rising[small]["fired"].any() and len(rising[small]) == 3
+    assert rising[small].set_index("model").loc["RL-adv", ["low", "value"]].round(2).between(0.4, 0.58).all()
+    assert rising[~small]["low"].min() > 0.5 and not rising[small]["fired"].any() and len(rising[small]) == 3
     fired = rows[~planted & rows["fired"]]
     assert not fired["counts"].any() and set(fired["name"]) == {"loss still rising", "size follows confidence"}
     assert len(fired) == 2 * len(rising) - 3, "each on all others"
